@@ -1,0 +1,128 @@
+"""What a method is. Four faces: `weight`, `activation`, `token`, and `selection` (trained copies of chosen parameters).
+
+A method knows nothing of backbones: a weight method sees a matrix W (out, in), an activation method the output of a
+module, a token method the width of a virtual token. The keyword arguments of `__init__` are its configuration schema.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import ClassVar, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+
+class Factors(NamedTuple):
+    """A low-rank change: weight(W) == W + scale * B @ A, to rounding.  A (rank, in)   B (out, rank)"""
+
+    A: Tensor
+    B: Tensor
+    scale: float
+
+
+class WeightMethod(nn.Module):
+    """W' = weight(W). Subclasses take `W` (out, in) fp32, read only: its shape, and values where the start needs them."""
+
+    face: ClassVar[str] = "weight"
+    targets: ClassVar[tuple[str, ...]] = ("attn.q", "attn.v")
+    # Which form is cheaper where a method has both `weight` and `output` (and no `factors`).
+    order: ClassVar[Literal["weight", "output"]] = "weight"
+    # Tensors that legitimately receive no gradient at the start are named here; liveness then asks for the others.
+    exempt: ClassVar[tuple[str, ...]] = ()
+
+    def weight(self, W: Tensor) -> Tensor:
+        """The definition: (out, in) -> (out, in), in fp32."""
+        raise NotImplementedError
+
+    # Optional: (x, y, op, W, b) -> host output with W' in W's place, y being the host's own output, bias included.
+    output: ClassVar[Callable | None] = None
+    # Optional: () -> Factors, where the change is low rank; gives thin gradients.
+    factors: ClassVar[Callable | None] = None
+
+    def needs_output(self) -> bool:
+        """True while only `output` is right: dropout on the input of the change is active."""
+        return False
+
+    @classmethod
+    def refuses(cls, host: str, shape: tuple[int, int], options: dict) -> str:
+        """Why this method has no meaning on a host kind with an (out, in) matrix of `shape`; "" where it has."""
+        return ""
+
+
+class ActivationMethod(nn.Module):
+    """h' = forward(h, x, ctx): h the output of a module, x its first input, both with channels on `axis`.
+
+    `ctx()` gives (Wq, bq, Wo) of the same sublayer at attention sites, None elsewhere."""
+
+    face: ClassVar[str] = "activation"
+    targets: ClassVar[tuple[str, ...]] = ("mlp",)
+    exempt: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(self, dim: int, *, axis: int = -1):
+        super().__init__()
+        self.axis = axis
+
+    def forward(self, h: Tensor, x: Tensor | None = None, ctx: Callable | None = None) -> Tensor:
+        raise NotImplementedError
+
+
+class TokenMethod(nn.Module):
+    """Virtual tokens through the backbone's token port: forward() -> (tokens, dim) fp32."""
+
+    face: ClassVar[str] = "token"
+    targets: ClassVar[tuple[str, ...]] = ()
+    exempt: ClassVar[tuple[str, ...]] = ()
+
+    def forward(self) -> Tensor:
+        raise NotImplementedError
+
+
+class Chosen(NamedTuple):
+    """A parameter that a selection trains: module path, parameter name, role under which it is listed."""
+
+    path: str
+    parameter: str
+    role: str
+
+
+class Selection(WeightMethod):
+    """weight(W) = value, a trained copy: unloading is bit-exact and several selections can coexist.
+
+    `select` lists the parameters; those that no forward reads are left out (and listed) instead of refused."""
+
+    face: ClassVar[str] = "selection"
+    targets: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(self, W: Tensor):
+        super().__init__()
+        self.value = nn.Parameter(W.detach().clone())
+
+    def weight(self, W: Tensor) -> Tensor:
+        return self.value
+
+    @classmethod
+    def select(cls, net: nn.Module, roles: dict, **options) -> Iterable[Chosen]:
+        raise NotImplementedError
+
+
+class Composed(nn.Module):
+    """Several methods on one matrix: W' = W + sum_i w_i (f_i(W) - W). With one method of weight 1 it is exactly f."""
+
+    def __init__(self, methods: list[WeightMethod], weights: list[float]):
+        super().__init__()
+        self.methods, self.weights = nn.ModuleList(methods), weights
+
+    def weight(self, W: Tensor) -> Tensor:
+        if self.weights == [1.0]:
+            return self.methods[0].weight(W)
+        total = W
+        for method, w in zip(self.methods, self.weights, strict=True):
+            total = total + w * (method.weight(W) - W)
+        return total
+
+
+def kaiming(rows: int, columns: int) -> Tensor:
+    """(rows, columns) uniform in +-1/sqrt(columns): the start of LoRA's A (He et al. 2015 with a = sqrt 5)."""
+    bound = columns**-0.5
+    return torch.empty(rows, columns).uniform_(-bound, bound)
