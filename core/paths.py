@@ -18,3 +18,26 @@ def data_dir() -> Path | None:
     named = os.environ.get("PEFT_ATLAS_DATA")
     folder = Path(named) if named else Path(__file__).resolve().parent.parent.parent / "shared" / "data"
     return folder if folder.is_dir() else None
+
+
+def locate(path: str) -> Path:
+    """The file that a config means: `data://protein/gb1_wt.fasta` lies in the folder of real data, other paths are taken
+    as they are (from the current directory).
+
+    DataError   the folder of real data, or the file in it, is missing
+    """
+    from core.errors import DataError
+
+    scheme, _, rest = path.partition("://")
+    if scheme != "data":
+        return Path(path).expanduser()
+    folder = data_dir()
+    if folder is None:
+        named = os.environ.get("PEFT_ATLAS_DATA")
+        got = f"no folder {named}" if named else "PEFT_ATLAS_DATA is not set"
+        fix = "export PEFT_ATLAS_DATA=/path/to/data"
+        raise DataError(where=path, got=got, allowed=f"a folder that holds {rest}", fix=fix)
+    if not (folder / rest).exists():
+        fix = "point PEFT_ATLAS_DATA at the folder of real data"
+        raise DataError(where=path, got=f"no file {folder / rest}", allowed=f"a folder that holds {rest}", fix=fix)
+    return folder / rest
