@@ -1,0 +1,127 @@
+"""What an adapter costs: parameters, bytes kept for the backward pass, floating-point operations.
+
+Kept bytes are counted where autograd keeps them: every saved tensor's storage once, parameters left out. That is the memory
+that grows with the batch, and the number in which methods differ most. Operations are counted on torch's dispatcher, so those
+inside our own autograd functions count like any other (what they rebuild in the backward pass, too); a multiply-add is two.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode, flop_registry, sdpa_backward_flop_count, sdpa_flop_count
+
+from core.adapters.probe import pristine, pseudo_loss
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Costs of one adapter, measured on one call of the example (its whole batch).
+
+    trainable               parameters that train, head excluded       head_trainable   the head's
+    total                   parameters of the base                     fraction         trainable / total
+    adapter_bytes           size of the adapter's tensors, head included
+    saved_activation_bytes  kept by autograd between forward and backward, train mode
+    flops_forward, flops_backward   FLOP; a multiply-add is two
+    """
+
+    trainable: int
+    head_trainable: int
+    total: int
+    fraction: float
+    adapter_bytes: int
+    saved_activation_bytes: int
+    flops_forward: int
+    flops_backward: int
+
+
+class SavedBytes:
+    """Context manager: `.bytes` kept for the backward pass by what runs inside, `model`'s parameters left out."""
+
+    def __init__(self, model: nn.Module):
+        self.bytes, self._seen = 0, {_storage(p) for p in model.parameters()}
+        self._hooks = torch.autograd.graph.saved_tensors_hooks(self._pack, lambda packed: packed)
+
+    def _pack(self, tensor: Tensor) -> Tensor:
+        if tensor.layout == torch.strided and not tensor.is_meta and _storage(tensor) not in self._seen:
+            self._seen.add(_storage(tensor))
+            self.bytes += tensor.untyped_storage().nbytes()
+        return tensor
+
+    def __enter__(self) -> SavedBytes:
+        self._hooks.__enter__()
+        return self
+
+    def __exit__(self, *error) -> None:
+        self._hooks.__exit__(*error)
+
+
+def saved_bytes(run: Callable[[], Any], model: nn.Module) -> int:
+    """Bytes that autograd keeps after `run()`. Inputs count where they are kept; gradient checkpointing is seen through."""
+    with SavedBytes(model) as saved:
+        _result = run()  # held: a freed storage's address would be used again
+    return saved.bytes
+
+
+def _storage(tensor: Tensor) -> tuple[str, int]:
+    return str(tensor.device), tensor.untyped_storage().data_ptr()
+
+
+def _cpu_attention(query, key, value, *args, out_shape=None, **kwargs) -> int:
+    return sdpa_flop_count(query, key, value)
+
+
+def _cpu_attention_backward(grad, query, key, value, *args, out_shape=None, **kwargs) -> int:
+    return sdpa_backward_flop_count(grad, query, key, value)
+
+
+def flop_counter() -> FlopCounterMode:
+    """torch's counter, taught the CPU attention kernel that it leaves out."""
+    aten, taught = torch.ops.aten, {}
+    for name, formula in (
+        ("_scaled_dot_product_flash_attention_for_cpu", _cpu_attention),
+        ("_scaled_dot_product_flash_attention_for_cpu_backward", _cpu_attention_backward),
+    ):
+        if hasattr(aten, name) and getattr(aten, name) not in flop_registry:
+            taught[getattr(aten, name)] = formula
+    return FlopCounterMode(display=False, custom_mapping=taught)
+
+
+def flops(run: Callable[[], Any]) -> tuple[int, int]:
+    """(forward, backward) FLOP of `run()`, whose output is turned into a scalar for the backward pass."""
+    with flop_counter() as counter:
+        loss = pseudo_loss(run())
+    forward = counter.get_total_flops()
+    if loss is None:
+        return forward, 0
+    # Gradients are given back, not accumulated: measuring leaves `.grad` as it was.
+    leaves = [t for t in _leaves(loss) if t.requires_grad]
+    with flop_counter() as counter:
+        torch.autograd.grad(loss, leaves, allow_unused=True)
+    return forward, counter.get_total_flops()
+
+
+def _leaves(loss: Tensor) -> list[Tensor]:
+    """The tensors in which the graph of `loss` ends."""
+    found, seen, stack = [], set(), [loss.grad_fn]
+    while stack:
+        node = stack.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if hasattr(node, "variable"):
+            found.append(node.variable)
+        stack += [parent for parent, _ in node.next_functions]
+    return found
+
+
+def measure(model: nn.Module, run: Callable[[], Any]) -> tuple[int, int, int]:
+    """(kept bytes, forward FLOP, backward FLOP) of `run()` in train mode; buffers, flags and random numbers stay."""
+    with pristine(model), torch.enable_grad():
+        model.train()
+        kept = saved_bytes(run, model)
+        return kept, *flops(run)
