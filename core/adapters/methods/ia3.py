@@ -1,0 +1,44 @@
+"""IA3.  W' = diag(l) W  (side out: keys and values),  W' = W diag(l)  (side in: the feed-forward's inner activations)
+Liu et al. 2022, arXiv 2205.05638
+Parameters  out, or in, per site.   Start  l = 1, so W' = W to the bit.
+Differs     the bias is not scaled (the paper's model has none). Convolutions, side in: a number per channel and tap.
+Hosts       all.
+Shapes      W (out, in)   l (out) or (in)   x (..., in)   y (..., out)
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import nn
+
+from core.adapters.base import WeightMethod
+
+
+class IA3(WeightMethod):
+    targets = ("attn.k", "attn.v", "mlp.out")
+
+    def __init__(self, W, *, side: Literal["by_role", "out", "in"] = "by_role"):
+        super().__init__()
+        self.side = "out" if side == "by_role" else side
+        self.l = nn.Parameter(torch.ones(W.shape[0 if self.side == "out" else 1]))
+
+    def weight(self, W):
+        return W * (self.l[:, None] if self.side == "out" else self.l)
+
+    def output(self, x, y, op, W, b):
+        if self.side == "in":
+            z = op.apply(x, self.weight(W))
+        else:
+            z = op.scale(y if b is None else y - b, self.l)
+        return z if b is None else z + b
+
+    @classmethod
+    def options_for(cls, role, options):
+        by_role = options.get("side", "by_role") == "by_role"
+        return {**options, "side": "in" if role == "mlp.out" else "out"} if by_role else options
+
+    @property
+    def order(self):
+        return "output" if self.side == "out" else "weight"

@@ -1,0 +1,65 @@
+"""LoRA.  W' = W + s B A        s = alpha / r, rank-stabilised alpha / sqrt(r)
+Hu et al. 2021, arXiv 2106.09685; the scale: Kalajdzievski 2023, arXiv 2312.03732
+Parameters  r (in + out) per site.   Start  B = 0, so W' = W to the bit.
+Differs     convolutions: A has the host's kernel, B is 1 x 1. Groups share A. Dropout's p is a multiple of 1/256.
+Hosts       all. Dropout needs a host that is bound at its input: no lookups, no bare tensors.
+Shapes      W (out, in)   A (r, in)   B (out, r)   x (..., in)   y (..., out)
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import nn
+
+from core.adapters.base import Factors, WeightMethod, kaiming
+from core.adapters.dropout import dropped_down, quantised
+
+
+class LoRA(WeightMethod):
+    targets = ("attn.q", "attn.v")
+
+    def __init__(
+        self,
+        W,
+        *,
+        rank: int = 8,
+        alpha: float = 16.0,
+        scaling: Literal["standard", "rank_stabilised"] = "standard",
+        dropout: float = 0.0,
+    ):
+        super().__init__()
+        self.A = nn.Parameter(kaiming(rank, W.shape[1]))
+        self.B = nn.Parameter(torch.zeros(W.shape[0], rank))
+        self.scale = alpha / (rank if scaling == "standard" else rank**0.5)
+        self.dropout = quantised(dropout)
+
+    def weight(self, W):
+        return W + self.scale * self.B @ self.A
+
+    def factors(self):
+        return Factors(self.A, self.B, self.scale)
+
+    def output(self, x, y, op, W, b):
+        h = dropped_down(x, self.A, op, self.dropout) if self.needs_output() else op.down(x, self.A)
+        return y + op.up(h, self.scale * self.B)
+
+    def needs_output(self):
+        return self.training and self.dropout > 0
+
+    @classmethod
+    def refuses(cls, host, shape, options):
+        return refuses_rank(shape, options["rank"]) or refuses_dropout(host, options["dropout"])
+
+
+def refuses_rank(shape: tuple[int, int], rank: int) -> str:
+    limit = min(shape)
+    return "" if 1 <= rank <= limit else f"rank {rank} on a matrix of {shape[0]} x {shape[1]}: 1 to {limit}"
+
+
+def refuses_dropout(host: str, p: float) -> str:
+    if not 0 <= p < 1:
+        return f"dropout {p}: a probability, 0 <= p < 1"
+    lookup = host in ("Embedding", "tensor")
+    return f"dropout {p} on {host}: the change has no input that could be dropped" if p and lookup else ""
