@@ -76,6 +76,11 @@ def tree(file: Path) -> ast.Module:
     return _tree(file, file.stat().st_mtime_ns)
 
 
+def docstring(file: Path) -> str:
+    """The docstring that opens a file."""
+    return ast.get_docstring(tree(file)) or ""
+
+
 def names(module: str) -> list[str]:
     """Public classes and functions that a module defines."""
     file = module_file(module)
