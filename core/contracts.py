@@ -60,6 +60,7 @@ class Backbone(nn.Module):
 
     roles        role -> path pattern(s) in `net` (core.adapters.sites); what a user sees in a checkpoint, no prefix
     batch_axis   role -> axis of the batch in that module's tensors, 0 where not named
+    channel_axis role -> axis of the channels in that module's output, where the structure does not tell
     heads        attention heads, one number or one per attention site
     width        channels of `Output.hidden`
     tokenizer    small picklable object: `tokenizer(sequences) -> dict of tensors`; None where a field has none
@@ -67,6 +68,7 @@ class Backbone(nn.Module):
 
     roles: ClassVar[dict[str, str | list[str]]] = {}
     batch_axis: ClassVar[dict[str, int]] = {}
+    channel_axis: ClassVar[dict[str, int]] = {}
     heads: int | list[int] | None = None
     token_port: TokenPort | None = None
     width: int = 0

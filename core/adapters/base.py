@@ -45,15 +45,18 @@ class WeightMethod(nn.Module):
         return False
 
     @classmethod
+    def options_for(cls, role: str, options: dict) -> dict:
+        """The options at sites of one role; methods that treat roles differently override this."""
+        return options
+
+    @classmethod
     def refuses(cls, host: str, shape: tuple[int, int], options: dict) -> str:
         """Why this method has no meaning on a host kind with an (out, in) matrix of `shape`; "" where it has."""
         return ""
 
 
 class ActivationMethod(nn.Module):
-    """h' = forward(h, x, ctx): h the output of a module, x its first input, both with channels on `axis`.
-
-    `ctx()` gives (Wq, bq, Wo) of the same sublayer at attention sites, None elsewhere."""
+    """h' = forward(h, x): h the output of a module, x its first input, both with channels on `axis`."""
 
     face: ClassVar[str] = "activation"
     targets: ClassVar[tuple[str, ...]] = ("mlp",)
@@ -63,7 +66,7 @@ class ActivationMethod(nn.Module):
         super().__init__()
         self.axis = axis
 
-    def forward(self, h: Tensor, x: Tensor | None = None, ctx: Callable | None = None) -> Tensor:
+    def forward(self, h: Tensor, x: Tensor) -> Tensor:
         raise NotImplementedError
 
 
@@ -93,6 +96,8 @@ class Selection(WeightMethod):
 
     face: ClassVar[str] = "selection"
     targets: ClassVar[tuple[str, ...]] = ()
+    in_place: ClassVar[bool] = False  # trains the network's own parameters: cannot be detached
+    empty: ClassVar[bool] = False  # may choose nothing: only the head trains
 
     def __init__(self, W: Tensor):
         super().__init__()
@@ -104,22 +109,6 @@ class Selection(WeightMethod):
     @classmethod
     def select(cls, net: nn.Module, roles: dict, **options) -> Iterable[Chosen]:
         raise NotImplementedError
-
-
-class Composed(nn.Module):
-    """Several methods on one matrix: W' = W + sum_i w_i (f_i(W) - W). With one method of weight 1 it is exactly f."""
-
-    def __init__(self, methods: list[WeightMethod], weights: list[float]):
-        super().__init__()
-        self.methods, self.weights = nn.ModuleList(methods), weights
-
-    def weight(self, W: Tensor) -> Tensor:
-        if self.weights == [1.0]:
-            return self.methods[0].weight(W)
-        total = W
-        for method, w in zip(self.methods, self.weights, strict=True):
-            total = total + w * (method.weight(W) - W)
-        return total
 
 
 def kaiming(rows: int, columns: int) -> Tensor:

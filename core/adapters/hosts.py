@@ -118,15 +118,33 @@ class Op:
         """v (out,) along the channel axis."""
         return y * v if self.axis == -1 else y * v.view(-1, *[1] * (y.ndim - 2))
 
+    def gradients(self, x: Tensor, M: Tensor, g: Tensor, need_x: bool) -> tuple[Tensor | None, Tensor]:
+        """(dx, dM) of `apply(x, M)` for the output gradient g; dx is None where it is not needed."""
+        with torch.enable_grad():
+            x = x.detach().requires_grad_(need_x)
+            M = M.detach().requires_grad_(True)
+            found = torch.autograd.grad(self.apply(x, M), ([x] if need_x else []) + [M], g)
+        return (found[0] if need_x else None), found[-1]
 
-class LinearOp(Op):
-    kind, linear = "Linear", True
+
+class _Product(Op):
+    """y = x @ M.T over the last axis."""
+
+    linear = True
+
+    def gradients(self, x, M, g, need_x):
+        rows = g.reshape(-1, g.shape[-1])
+        return (g @ M if need_x else None), rows.T @ x.reshape(-1, x.shape[-1])
 
 
-class TransposedLinearOp(Op):
+class LinearOp(_Product):
+    kind = "Linear"
+
+
+class TransposedLinearOp(_Product):
     """GPT-2's Conv1D: y = x @ W + b with W (in, out)."""
 
-    kind, linear = "Conv1D", True
+    kind = "Conv1D"
 
     def full(self, W):
         return W.T
@@ -183,6 +201,12 @@ class ConvOp(Op):
     def apply(self, x, M):
         return self._run(x, M.reshape(M.shape[0], -1, *self.kernel))
 
+    def gradients(self, x, M, g, need_x):
+        if self.pad_mode != "zeros" or isinstance(self.geometry["padding"], str):
+            return super().gradients(x, M, g, need_x)
+        weight = M.reshape(M.shape[0], -1, *self.kernel)
+        return _convolution_gradients(x, weight, g, need_x, self.geometry, False, self.groups, M)
+
 
 class ConvTransposeOp(Op):
     """Matrix rows are out/g: with groups the same B serves every group."""
@@ -215,6 +239,11 @@ class ConvTransposeOp(Op):
         weight = B.repeat(self.groups, 1).reshape(-1, B.shape[1], *[1] * len(self.kernel))
         return self.pointwise(h, weight, groups=self.groups)
 
+    def gradients(self, x, M, g, need_x):
+        weight = M.reshape(M.shape[0], -1, *self.kernel).transpose(0, 1)
+        dx, dweight = _convolution_gradients(x, weight, g, need_x, self.geometry, True, self.groups, weight)
+        return dx, dweight.transpose(0, 1).reshape(M.shape)
+
     def scale(self, y, v):
         return y * v.repeat(self.groups).view(-1, *[1] * (y.ndim - 2))
 
@@ -227,6 +256,14 @@ class TensorOp(Op):
 
     def unfull(self, M, W):
         return M.reshape(W.shape)
+
+
+def _convolution_gradients(x, weight, g, need_x, geometry, transposed, groups, M):
+    dx, dweight, _ = torch.ops.aten.convolution_backward(
+        g, x, weight, None, geometry["stride"], geometry["padding"], geometry["dilation"], transposed,
+        geometry.get("output_padding", [0] * (weight.ndim - 2)), groups, [need_x, True, False],
+    )  # fmt: skip
+    return dx, dweight.reshape(M.shape)
 
 
 STOCK: dict[type, type[Op]] = {

@@ -71,7 +71,7 @@ def _reduce(host, protocol):
     return _rebuild, (base, names, forwards), state
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def computed_class(base: type, names: tuple[str, ...], forwards: tuple[Callable, ...]) -> type:
     """A subclass of `base` that computes `names` and runs `forwards` (innermost first) around its forward.
 

@@ -1,0 +1,149 @@
+"""The call path: host and adapters in one autograd function that saves only what its own backward needs.
+
+torch keeps the input, the low-rank product and, with a materialised W', the weight as well; a hook that comes after the host
+pays a second product. Here the evaluation order follows from the shapes (N tokens, (out, in) = (o, i), rank r):
+
+    low rank, N > 2 o i / (o + i)   merged     W' = W + s B A once, thin gradients, W' rebuilt in backward
+    low rank, fewer tokens          factored   W x, then s B (A x) added in place
+    any other change                weight     W' once, dense dW' pulled back through `weight`; saves x alone
+    dropout on the change's input   output     the method's own output form
+
+`order_of` is that rule. Sources: LoRA 2106.09685; counts and timings in docs/design.md.
+"""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+
+def order_of(tokens: int, out: int, columns: int) -> str:
+    """'merged' or 'factored' for a low-rank change on a product with `tokens` rows."""
+    return "merged" if tokens * (out + columns) > 2 * out * columns else "factored"
+
+
+def compute_dtype(x: Tensor, W: Tensor) -> torch.dtype:
+    """The dtype the host itself would compute in: autocast's where it is on, else the weight's."""
+    if torch.is_autocast_enabled(x.device.type):
+        return torch.get_autocast_dtype(x.device.type)
+    return W.dtype
+
+
+def without_autocast(x: Tensor):
+    kind = x.device.type
+    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
+
+
+class LowRank(torch.autograd.Function):
+    """y = x (W + sum_j s_j B_j A_j)^T + b, each change on its own rows.  x (..., in)   W as the host stores it
+
+    Thin products keep (rank, .) first: on CPU `x.T @ h` costs up to six times what `h.T @ x` costs."""
+
+    @staticmethod
+    def forward(ctx, x, W, b, ops, scales, dtype, *factors):
+        x2 = x.reshape(-1, x.shape[-1]).to(dtype)
+        M = ops[0].full(W)
+        ctx.order = order_of(len(x2), *M.shape)
+        ctx.ops, ctx.scales, ctx.dtype, ctx.shape = ops, scales, dtype, x.shape
+        ctx.has_bias, ctx.x_dtype = b is not None, x.dtype
+        bias = None if b is None else b.to(dtype)
+        if ctx.order == "merged":
+            y = F.linear(x2, _merged(M, ops, scales, factors).to(dtype), bias)
+        else:
+            y = F.linear(x2, M.to(dtype), bias)
+            for op, scale, A, B in _parts(ops, scales, factors):
+                h = F.linear(x2, A.to(dtype))
+                _add(y, op, h, B.to(dtype).T, scale)
+        ctx.save_for_backward(x, W, *factors)
+        return y.view(*x.shape[:-1], y.shape[-1])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, g):
+        x, W, *factors = ctx.saved_tensors
+        dtype, need = ctx.dtype, ctx.needs_input_grad
+        g2, x2 = g.reshape(-1, g.shape[-1]), x.reshape(-1, x.shape[-1]).to(dtype)
+        dx = None
+        if need[0]:
+            M = ctx.ops[0].full(W)
+            if ctx.order == "merged":
+                dx = g2 @ _merged(M, ctx.ops, ctx.scales, factors).to(dtype)
+            else:
+                dx = g2 @ M.to(dtype)
+        grads = []
+        for op, scale, A, B in _parts(ctx.ops, ctx.scales, factors):
+            part = op.take(g2)
+            A_, B_ = A.to(dtype), B.to(dtype)
+            gB = B_.T @ part.T  # (rank, tokens)
+            if dx is not None and ctx.order == "factored":
+                dx.addmm_(gB.T, A_, alpha=scale)
+            grads.append((gB @ x2).to(A.dtype).mul_(scale))
+            grads.append(((A_ @ x2.T) @ part).to(B.dtype).mul_(scale).T)
+        db = g2.sum(0) if ctx.has_bias and need[2] else None
+        dx = None if dx is None else dx.view(ctx.shape).to(ctx.x_dtype)
+        return (dx, None, db, None, None, None, *grads)
+
+
+def _parts(ops, scales, factors):
+    return zip(ops, scales, factors[::2], factors[1::2], strict=True)
+
+
+def _merged(M: Tensor, ops, scales, factors) -> Tensor:
+    """W' in fp32 (the adapters' dtype), so that it is rounded once."""
+    total = M.to(factors[0].dtype, copy=True)
+    for op, scale, A, B in _parts(ops, scales, factors):
+        if op.rows is None:
+            total.addmm_(B, A, alpha=scale)
+        else:
+            total.index_add_(0, op.rows.index(total.device), B @ A, alpha=scale)
+    return total
+
+
+def _add(y: Tensor, op, h: Tensor, Bt: Tensor, scale: float) -> None:
+    """y[:, rows] += scale * h @ Bt, in place."""
+    if op.rows is None:
+        y.addmm_(h, Bt, alpha=scale)
+    elif op.rows.groups == 1:
+        y.narrow(1, op.rows.start, op.rows.size).addmm_(h, Bt, alpha=scale)
+    else:
+        y.index_add_(1, op.rows.index(y.device), h @ Bt, alpha=scale)
+
+
+class InWeightSpace(torch.autograd.Function):
+    """y = host(x, W') + b with W' = change(W); saves x and W alone and rebuilds W' in backward.
+
+    change   () -> W' as the host's full matrix, differentiable in `parameters`; called again in backward"""
+
+    @staticmethod
+    def forward(ctx, x, b, change, op, dtype, *parameters):
+        ctx.change, ctx.op, ctx.dtype, ctx.has_bias = change, op, dtype, b is not None
+        ctx.save_for_backward(x, *parameters)
+        floating = x.is_floating_point()
+        with torch.no_grad():
+            M = change().to(dtype)
+            y = op.apply(x.to(dtype) if floating else x, M)
+        if b is not None:
+            y = y + op.bias(b, y.ndim).to(y.dtype)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, g):
+        x, *parameters = ctx.saved_tensors
+        need = ctx.needs_input_grad
+        wanted = [p for p, needed in zip(parameters, need[5:], strict=True) if needed]
+        with torch.enable_grad():
+            M = ctx.change()
+        cast = x.to(ctx.dtype) if x.is_floating_point() else x
+        dx, dM = ctx.op.gradients(cast, M.detach().to(ctx.dtype), g, need[0])
+        found = iter(torch.autograd.grad(M, wanted, dM.to(M.dtype)))
+        grads = [next(found) if needed else None for needed in need[5:]]
+        db = None
+        if ctx.has_bias and need[1]:
+            axis = ctx.op.axis % g.ndim
+            db = g.sum([d for d in range(g.ndim) if d != axis])
+        return (None if dx is None else dx.to(x.dtype), db, None, None, None, *grads)

@@ -1,0 +1,256 @@
+"""What an adapted model carries: one `State` on its root, one `Slot` per host parameter, names and numbers only.
+
+Hosts hold a plain reference to their slot in `__dict__` (seam.ADAPTERS), never a registered child: `nn.Sequential` would call
+it as its last layer. Records keep strings (paths, names), so that a deepcopy is independent and a pickle is possible.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from core.adapters.base import WeightMethod
+from core.adapters.call import InWeightSpace, LowRank, compute_dtype, without_autocast
+from core.adapters.hosts import Op
+from core.adapters.sites import Site
+from core.errors import ConfigError
+
+
+class Routing:
+    """Which adapters act: `active` name -> weight, or `rows` (one adapter name per batch row) inside `mix`."""
+
+    def __init__(self):
+        self.active: dict[str, float] = {}
+        self.rows: list[str | None] | None = None
+
+    def index(self, name: str, device) -> Tensor:
+        """(rows,) the batch rows of adapter `name`."""
+        return torch.tensor([i for i, row in enumerate(self.rows) if row == name], device=device)
+
+
+@dataclass
+class Bound:
+    """A site as it was bound. `slot` names its entry in State.slots, `method` its entry in that slot's methods."""
+
+    site: Site
+    path: str  # call | hook | weight | act | token
+    why: str
+    host: str
+    shape: tuple[int, ...]
+    slot: str
+    method: str
+    parameters: int = 0
+
+
+@dataclass
+class Adapter:
+    """The record of one named adapter."""
+
+    name: str
+    method: str
+    options: dict
+    targets: tuple[str, ...]
+    path: str = "auto"
+    bound: list[Bound] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)  # selection: parameters that no forward reads
+    in_place: bool = False
+    merged: bool = False
+    merge_error: float | None = None
+
+
+@dataclass(frozen=True)
+class Part:
+    """One adapter's method at a slot."""
+
+    adapter: str
+    role: str
+    method: str
+    op: Op | None
+    batch_axis: int = 0
+
+
+class Slot(nn.Module):
+    """All methods on one host parameter (or on one module's output)."""
+
+    def __init__(self, routing: Routing, path: str, key: str):
+        super().__init__()
+        self.routing, self.path, self.key = routing, path, key
+        self.methods = nn.ModuleDict()
+        self.parts: list[Part] = []
+        self.owners: list[tuple[str, str]] = []  # (module path, parameter): several where the parameter is tied
+        self.hits = 0  # reads since the last reset: consumption is seen without any function mode
+
+    def add(self, part: Part, method: nn.Module) -> None:
+        self.parts.append(part)
+        self.methods[part.method] = method
+
+    def remove(self, adapter: str) -> None:
+        for part in [p for p in self.parts if p.adapter == adapter]:
+            self.parts.remove(part)
+            del self.methods[part.method]
+
+    def hit(self) -> None:
+        if not torch.compiler.is_compiling():  # a counter would make the compiler guard on its value
+            self.hits += 1
+
+    def acting(self) -> list[tuple[Part, float]]:
+        active = self.routing.active
+        return [(part, active[part.adapter]) for part in self.parts if active.get(part.adapter)]
+
+    def routed(self) -> list[Part]:
+        return [part for part in self.parts if part.adapter in self.routing.rows]
+
+    # weight path -----------------------------------------------------------------------------------------------------
+
+    def compute(self, host: nn.Module, W: Tensor) -> Tensor:
+        """W' in the host's own layout and dtype: what the computed property returns."""
+        self.hit()
+        if self.routing.rows is not None:
+            if self.routed():
+                raise ConfigError(
+                    f"{self.owners[0][0]}:{self.owners[0][1]}", "mix on the weight path", "rows need the call or act path",
+                    "run these rows one adapter at a time",
+                )  # fmt: skip
+            return W
+        acting = self.acting()
+        return self.put(W, acting) if acting else W
+
+    def put(self, W: Tensor, acting: list[tuple[Part, float]]) -> Tensor:
+        return _whole(acting[0][0].op).put(W, self.matrix(W, acting).to(W.dtype))
+
+    def matrix(self, W: Tensor, acting: list[tuple[Part, float]]) -> Tensor:
+        """The host's full matrix with every acting change in place: W + sum_i w_i (f_i(W) - W), fp32."""
+        first = acting[0][0].op
+        full = first.full(W)
+        full = full if full.dtype == torch.float64 else full.float()
+        if len(acting) == 1 and acting[0][1] == 1.0:
+            part = acting[0][0]
+            M = self.methods[part.method].weight(full if part.op.rows is None else part.op.rows.take(full, 0))
+            return M if part.op.rows is None else part.op.rows.give(full, M, 0)
+        total = full
+        for part, weight in acting:
+            rows = part.op.rows
+            M = full if rows is None else rows.take(full, 0)
+            change = weight * (self.methods[part.method].weight(M) - M)
+            total = total + change if rows is None else total.index_add(0, rows.index(full.device), change)
+        return total
+
+    # call path -------------------------------------------------------------------------------------------------------
+
+    def call(self, host: nn.Module, inner, x: Tensor) -> Tensor:
+        self.hit()
+        if self.routing.rows is not None:
+            return self.mixed(host, inner, x)
+        acting = self.acting()
+        return self.changed(host, inner, x, acting) if acting else inner(x)
+
+    def changed(
+        self, host: nn.Module, inner, x: Tensor, acting: list[tuple[Part, float]], y: Tensor | None = None
+    ) -> Tensor:
+        """The host's output with `acting` in place. `y`, where given, is the host's own output, already computed."""
+        W = host._parameters["weight"] if "weight" in host._parameters else host.weight
+        b = getattr(host, "bias", None)
+        ops = [part.op for part, _ in acting]
+        methods: list[WeightMethod] = [self.methods[part.method] for part, _ in acting]
+        given = y is not None and all(m.output is not None for m in methods)
+        if given or any(m.needs_output() for m in methods) or (len(acting) == 1 and methods[0].order == "output"):
+            y = inner(x) if y is None else y
+            total = y
+            for method, op, (_, weight) in zip(methods, ops, acting, strict=True):
+                old = op.take(y)
+                new = _output(method, op, x, old, W, b).to(y.dtype)
+                change = new if weight == 1.0 and len(acting) == 1 else op.take(total) + weight * (new - old)
+                total = op.give(total, change)
+            return total
+        dtype = compute_dtype(x, W)
+        if torch.compiler.is_compiling():  # a custom autograd function would break the graph
+            whole = _whole(ops[0])
+            y = whole.apply(x, self.matrix(W, acting).to(dtype))
+            return y if b is None else y + whole.bias(b, y.ndim).to(y.dtype)
+        with without_autocast(x):
+            if ops[0].linear and all(m.factors is not None for m in methods):
+                factors = [m.factors() for m in methods]
+                scales = [f.scale * w for f, (_, w) in zip(factors, acting, strict=True)]
+                return LowRank.apply(x, W, b, ops, scales, dtype, *[t for f in factors for t in (f.A, f.B)])
+            parameters = [p for m in methods for p in m.parameters()]
+            return InWeightSpace.apply(x, b, lambda: self.matrix(W, acting), _whole(ops[0]), dtype, *parameters)
+
+    def mixed(self, host: nn.Module, inner, x: Tensor, y: Tensor | None = None) -> Tensor:
+        y = inner(x) if y is None else y
+        for part in self.routed():
+            index = self._rows_of(part, y)
+            picked = y.index_select(part.batch_axis, index)
+            rows_x = x.index_select(part.batch_axis, index)
+            new = self.changed(host, inner, rows_x, [(part, 1.0)], picked)
+            # Another role of the same adapter may have changed its own rows of the fused output already.
+            new = part.op.give(picked, part.op.take(new).to(y.dtype))
+            y = y.index_copy(part.batch_axis, index, new)
+        return y
+
+    def _rows_of(self, part: Part, y: Tensor) -> Tensor:
+        rows = self.routing.rows
+        if y.shape[part.batch_axis] != len(rows):
+            raise ConfigError(
+                f"{self.owners[0][0]}|{part.role}", f"axis {part.batch_axis} of {tuple(y.shape)}",
+                f"{len(rows)} batch rows", "declare batch_axis for this role; folded windows cannot be mixed",
+            )  # fmt: skip
+        return self.routing.index(part.adapter, y.device)
+
+    # act path --------------------------------------------------------------------------------------------------------
+
+    def act(self, host: nn.Module, x: Tensor, output):
+        self.hit()
+        container = output if isinstance(output, (tuple, list)) else None
+        h = output[0] if container is not None else output
+        if self.routing.rows is not None:
+            for part in self.routed():
+                index = self._rows_of(part, h)
+                pick = [t.index_select(part.batch_axis, index) for t in (h, x)]
+                h = h.index_copy(part.batch_axis, index, self.methods[part.method](*pick).to(h.dtype))
+        else:
+            acting = self.acting()
+            start = h
+            for part, weight in acting:
+                new = self.methods[part.method](start, x)
+                h = new if len(acting) == 1 and weight == 1.0 else h + weight * (new - start)
+        return h if container is None else type(container)((h, *container[1:]))
+
+
+def _whole(op: Op) -> Op:
+    """The same host without a row range."""
+    if op.rows is None:
+        return op
+    whole = type(op).__new__(type(op))
+    whole.__dict__.update(op.__dict__, rows=None)
+    return whole
+
+
+def _output(method: WeightMethod, op: Op, x: Tensor, y: Tensor, W: Tensor, b: Tensor | None) -> Tensor:
+    """A method's output form; through its weight form where it has none."""
+    M = op.matrix(W)
+    bias = op.bias(b, y.ndim)
+    if method.output is not None:
+        return method.output(x, y, op, M, bias)
+    new = op.apply(x, method.weight(M.float()).to(x.dtype if x.is_floating_point() else M.dtype))
+    return new if bias is None else new + bias
+
+
+class State(nn.Module):
+    """Everything that attaching adds to a model; registered on its root as `_peft`."""
+
+    def __init__(self):
+        super().__init__()
+        self.routing = Routing()
+        self.adapters: dict[str, Adapter] = {}
+        self.slots = nn.ModuleDict()
+        self.heads = nn.ModuleDict()
+        self.tokens = nn.ModuleDict()  # adapter name -> TokenMethod
+        self.requires_grad_before: dict[str, bool] = {}
+        self.thinned: list[str] = []
+        self.backup: dict[str, dict[str, Tensor]] = {}  # module path -> its tensors before the merge
+        self.base_fingerprint: str | None = None
+        self.example = None
+        self.roles: dict = {}
+        self.batch_axis: dict[str, int] = {}

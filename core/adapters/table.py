@@ -1,0 +1,208 @@
+"""What is attached where, and what would be: `summary`, `plan`, `adapters`."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from core.adapters import bind, methods, probe
+from core.adapters.hosts import op_for
+from core.adapters.model import STATE, _untied, network, state_of, trainable
+from core.adapters.seam import stored
+from core.adapters.sites import Site, resolve
+from core.adapters.state import Bound, State
+
+
+@dataclass(frozen=True)
+class Row:
+    """One site. `why` is the fact that decided the path."""
+
+    adapter: str
+    site: str
+    role: str
+    path: str
+    why: str
+    host: str
+    shape: tuple[int, ...]
+    method: str
+    parameters: int
+
+
+@dataclass
+class Summary:
+    """`rows` are sites; `str()` is a table with one line per role. `base` and `head` are parameter counts."""
+
+    rows: list[Row]
+    base: int
+    head: int = 0
+    trained: int = 0
+    thinned: list[str] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)
+
+    @property
+    def parameters(self) -> int:
+        return self.trained
+
+    def roles(self) -> Iterator[tuple[str, list[Row]]]:
+        groups: dict[tuple, list[Row]] = {}
+        for row in self.rows:
+            groups.setdefault((row.role, row.path, row.why, row.shape), []).append(row)
+        for rows in groups.values():
+            yield rows[0].role, rows
+
+    def __str__(self) -> str:
+        head = ("role", "sites", "path", "why", "(out, in)", "per site", "parameters")
+        lines = [head]
+        for role, rows in self.roles():
+            first = rows[0]
+            shape = "(" + ", ".join(map(str, first.shape)) + ")"
+            lines.append(
+                (
+                    role,
+                    str(len(rows)),
+                    first.path,
+                    first.why,
+                    shape,
+                    f"{first.parameters:,}",
+                    f"{sum(r.parameters for r in rows):,}",
+                )
+            )
+        share = f"{100 * self.trained / self.base:.2f} % of {self.base:,}" if self.base else "-"
+        lines.append(("total", str(len(self.rows)), "", "", "", "", f"{self.trained:,}"))
+        widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
+        right = {1, 4, 5, 6}
+        text = [
+            "  ".join(
+                cell.rjust(w) if i in right else cell.ljust(w)
+                for i, (cell, w) in enumerate(zip(line, widths, strict=True))
+            ).rstrip()
+            for line in lines
+        ]
+        text[-1] += f"   {share}"
+        if self.head:
+            text.append(f"head {self.head:,} parameters, saved with the adapter")
+        if self.skipped:
+            text.append(
+                f"skipped {len(self.skipped)}, read by no forward: {', '.join(self.skipped[:3])}{' ...' if len(self.skipped) > 3 else ''}"
+            )
+        if self.thinned:
+            text.append(f"thin    {len(self.thinned)} frozen layers keep only their weight for the backward pass")
+        return "\n".join(text)
+
+
+@dataclass(frozen=True)
+class AdapterInfo:
+    """name, method, options, sites (keys), weight (0 where inactive), merged, parameters, head_parameters"""
+
+    name: str
+    method: str
+    options: dict[str, Any]
+    sites: list[str]
+    weight: float
+    merged: bool
+    parameters: int
+    head_parameters: int
+
+
+def adapters(model: nn.Module) -> dict[str, AdapterInfo]:
+    """name -> what is attached under it; empty where nothing is."""
+    if STATE not in model._modules:
+        return {}
+    state = state_of(model)
+    found = {}
+    for name, a in state.adapters.items():
+        counts = trainable(model, name)
+        own = sum(p.numel() for k, p in counts.items() if not k.startswith("head|"))
+        heads = sum(p.numel() for k, p in counts.items() if k.startswith("head|"))
+        sites = [b.site.key for b in a.bound]
+        found[name] = AdapterInfo(
+            name, a.method, dict(a.options), sites, state.routing.active.get(name, 0.0), a.merged, own, heads
+        )
+    return found
+
+
+def summary(model: nn.Module, name: str | None = None) -> Summary:
+    """The table of one adapter, or of all."""
+    state = state_of(model)
+    chosen = [a for a in state.adapters.values() if name is None or a.name == name]
+    rows = [_row(a.name, a.method, b) for a in chosen for b in a.bound]
+    infos = adapters(model)
+    return Summary(
+        rows,
+        sum(p.numel() for k, p in network(model).named_parameters() if not k.startswith(f"{STATE}.")),
+        sum(infos[a.name].head_parameters for a in chosen),
+        sum(infos[a.name].parameters for a in chosen),
+        list(state.thinned),
+        [key for a in chosen for key in a.skipped],
+    )
+
+
+def _row(adapter: str, method: str, b: Bound) -> Row:
+    return Row(adapter, b.site.key, b.site.role, b.path, b.why, b.host, b.shape, method, b.parameters)
+
+
+def plan(
+    model: nn.Module,
+    method: str | type = "lora",
+    *,
+    targets=None,
+    name: str = "default",
+    path: str = "auto",
+    roles=None,
+    example=None,
+    verify: bool = True,
+    **options: Any,
+) -> Summary:
+    """The same table without attaching: methods are built on the meta device, the model is not changed.
+
+    verify   False skips the forward passes of the probe: paths are then "-" (also for models on the meta device)"""
+    cls = methods.find(method) if isinstance(method, str) else method
+    label = method if isinstance(method, str) else cls.__module__.rsplit(".", 1)[-1]
+    net = network(model)
+    roles = dict(roles if roles is not None else getattr(model, "roles", {}))
+    merged = {**methods.options(cls), **options}
+    base = sum(p.numel() for p in net.parameters())
+    rows: list[Row] = []
+    if cls.face == "selection" and cls.in_place:
+        trained = sum(p.numel() for p in net.parameters() if p.is_floating_point())
+        return Summary([], base, 0, trained)
+    if cls.face == "selection":
+        sites = _untied(
+            net, list(dict.fromkeys(Site(c.role, c.path, c.parameter) for c in cls.select(net, roles, **merged)))
+        )
+    elif cls.face == "token":
+        sites = []
+    else:
+        sites = resolve(net, roles, tuple(targets if targets is not None else cls.targets))
+    run = None
+    if verify:
+        run = probe.Example(model, example if example is not None else model.example)
+    uses = bind.watch_sites(State(), net, sites, run) if verify and cls.face in ("weight", "selection") else {}
+    skipped = []
+    for site in sites:
+        host = net.get_submodule(site.path)
+        if cls.face == "activation":
+            axis = merged.pop("axis", getattr(model, "channel_axis", {}).get(site.role, bind.channel_axis(host)))
+            shape: tuple[int, ...] = (bind.measure(run, host, site)[axis],)
+            kind, why, named = "act", "module output", type(host).__name__
+            with torch.device("meta"):
+                built = cls(shape[0], axis=axis, **merged)
+        else:
+            kind, why = bind.choose(net, site, uses) if verify else ("-", "not probed")
+            if not kind:
+                skipped.append(site.key)
+                continue
+            op = op_for(host, site.parameter, site.rows)
+            W = op.matrix(stored(host, site.parameter).detach().to("meta"))
+            shape, named = tuple(W.shape), op.kind if op.kind != "tensor" else type(host).__name__
+            own = {} if cls.face == "selection" else cls.options_for(site.role, copy.copy(merged))
+            with torch.device("meta"):
+                built = cls(W, **own)
+        count = sum(p.numel() for p in built.parameters() if p.requires_grad)
+        rows.append(Row(name, site.key, site.role, kind if path == "auto" else path, why, named, shape, label, count))
+    return Summary(rows, base, 0, sum(r.parameters for r in rows), [], skipped)
