@@ -1,0 +1,126 @@
+"""The files of shipped weights: tensors, configuration, and a card: where they come from, what they are worth.
+
+The recipe and the held-out curve travel in the tensors' own metadata, the few-label comparison in <name>.transfer.json:
+the card can be written again from the files alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from domains.protein.pretraining.corpus import Corpus
+from domains.protein.pretraining.loop import Pretraining, Recipe, evaluate
+
+TASKS = {"masked": "masked residues (pure `<mask>`)", "conservation": "conservation class of a residue (1 to 9)"}
+TITLES = {
+    "esm2_mini": "An ESM-2 for the protein twin's world, of no use on real sequences.",
+    "esm2_small": "A small ESM-2 from real protein sequences and conservation classes.",
+}
+SOURCES = {
+    "esm2_mini": "Made at run time from a seed (`domains/protein/data/world.py`); no file, no licence.",
+    "esm2_small": "FLIP (J-SNACKKB/FLIP, AFL-3.0): training sequences of the conservation, secondary-structure and "
+    "binding tables, and the conservation labels (ConSurf10k). Labels of the other two tables were not read.",
+}
+
+
+def export(
+    model: Pretraining, recipe: Recipe, facts: dict[str, Any], train: Corpus, held: Corpus, folder: Path
+) -> list[Path]:
+    """Writes <name>.safetensors, .json and .md into `folder`; returns their paths."""
+    from safetensors.torch import save
+
+    figures = evaluate(model, held, train)
+    stored = {k: v for k, v in facts.items() if k != "curve"}
+    curve = [
+        {"step": c["step"], **{t: round(c[f"{t} loss"], 4) for t in TASKS if f"{t} loss" in c}} for c in facts["curve"]
+    ]
+    notes = {"recipe": asdict(recipe), "facts": stored, "curve": curve, "corpus": train.facts, "figures": figures}
+    # Tied weights once: the decoder's matrix is the embedding.
+    tensors = {name: p.detach().contiguous() for name, p in model.net.named_parameters()}
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / f"{recipe.name}.safetensors", folder / f"{recipe.name}.json"]
+    _write(paths[0], save(tensors, {key: json.dumps(value) for key, value in notes.items()}))
+    settings = model.net.config.to_diff_dict() | {"architectures": ["EsmForMaskedLM"]}
+    _write(paths[1], json.dumps(settings, indent=2).encode() + b"\n")
+    return [*paths, write(folder, recipe.name)]
+
+
+def write(folder: Path, name: str) -> Path:
+    """<name>.md from the metadata of the tensors and, if it is there, the few-label comparison."""
+    from safetensors import safe_open
+
+    path = folder / f"{name}.safetensors"
+    with safe_open(path, "pt") as stored:
+        notes = {key: json.loads(value) for key, value in stored.metadata().items()}
+        parameters = sum(stored.get_tensor(key).numel() for key in stored.keys())
+    recipe, facts, figures = notes["recipe"], notes["facts"], notes["figures"]
+    command = f"python -m domains.protein.pretrain {name.removeprefix('esm2_')}"
+    lines = [
+        f"# {name}",
+        "",
+        TITLES[name],
+        "",
+        "| | |",
+        "| --- | --- |",
+        f"| made by | `{command}`, seed {recipe['seed']} |",
+        f"| network | ESM-2 (`EsmForMaskedLM`, rotary), {recipe['layers']} layers x {recipe['width']}, "
+        f"{recipe['heads']} heads, {parameters:,} parameters, fp32 |",
+        "| start | local heads, `domains/protein/pretraining/initialiser.py` |",
+        f"| trained | {facts['step']:,} steps of {recipe['batch']} crops of up to {recipe['crop']} residues, "
+        f"{facts['seconds']:,.0f} s on one thread of a shared CPU |",
+        f"| objective | {_objective(recipe)} |",
+        f"| optimiser | AdamW (.9, .98), decay .01, lr {recipe['lr']}, {recipe['warmup']} steps warm-up, linear decay "
+        f"over the last {100 * recipe['decay']:.0f} % |",
+        *(f"| {key} | {_shown(value)} |" for key, value in notes["corpus"].items()),
+        f"| data | {SOURCES[name]} |",
+        f"| sha256 | `{hashlib.sha256(path.read_bytes()).hexdigest()}` |",
+        "",
+        "## Held-out families",
+        "",
+        "| | accuracy | most frequent | loss, nats | frequencies alone | perplexity | items |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for task in TASKS:
+        if f"{task} loss" in figures:
+            lines.append(
+                f"| {TASKS[task]} | {figures[f'{task} accuracy']:.3f} "
+                f"| {figures[f'{task} accuracy, most frequent']:.3f} | {figures[f'{task} loss']:.3f} "
+                f"| {figures[f'{task} loss, frequencies alone']:.3f} | {figures[f'{task} perplexity']:.2f} | {figures[f'{task} items']:,} |"
+            )
+    compared = folder / f"{name}.transfer.json"
+    if compared.is_file():
+        from domains.protein.pretraining.transfer import table
+
+        lines += ["", "## What it gains over scratch", "", *table(json.loads(compared.read_text()))]
+    target = folder / f"{name}.md"
+    _write(target, "\n".join([*lines, ""]).encode())
+    return target
+
+
+def _objective(recipe: dict[str, Any]) -> str:
+    parts = []
+    if recipe["masked"]:
+        parts.append(f"{100 * recipe['masked']:.0f} % of the residues masked")
+    if recipe["conservation"]:
+        parts.append(f"conservation classes with weight {recipe['conservation']:g} (their head is not shipped)")
+    return " and ".join(parts)
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_shown(v)}" for key, v in value.items())
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def _write(path: Path, content: bytes) -> None:
+    temporary = path.with_name(path.name + ".tmp")
+    with open(temporary, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
