@@ -43,7 +43,8 @@ class TokenPort:
     mask: str | None = "attention_mask"
     positions: str | None = None  # keyword to fill; None: the model derives positions from the mask
     fill: tuple = ()  # other per-token keywords: ("token_type_ids", 0)
-    cache: str | None = None
+    cache: str | None = None  # `cache|past_key_values` where a library renamed it; None: an encoder, right-padded
+    memory: tuple = ()  # (module path, mask keyword) of decoders that read the output: virtual tokens stay in it
     leading: int = 0  # tokens that stay in front of the virtual ones
     blocks: str | None = None  # blocks: glob of the stack
     axis: int = 1  # token axis of the hidden states inside the blocks

@@ -77,6 +77,9 @@ class TokenMethod(nn.Module):
     targets: ClassVar[tuple[str, ...]] = ()
     exempt: ClassVar[tuple[str, ...]] = ()
 
+    def start(self, table: Tensor | None) -> None:
+        """Called once. `table` (vocabulary, dim) is the network's token embedding, None where the seam has none."""
+
     def forward(self) -> Tensor:
         raise NotImplementedError
 
@@ -107,7 +110,8 @@ class Selection(WeightMethod):
         return self.value
 
     @classmethod
-    def select(cls, net: nn.Module, roles: dict, **options) -> Iterable[Chosen]:
+    def select(cls, net: nn.Module, roles: dict, targets: tuple[str, ...] = (), **options) -> Iterable[Chosen]:
+        """Keyword arguments are the configuration schema; `targets` restricts the choice to modules at these roles."""
         raise NotImplementedError
 
 
