@@ -169,10 +169,11 @@ def _bind(model, net, state: State, adapter: Adapter, cls, roles, run, path) -> 
 
             adapter.in_place = True
             state.base_fingerprint = fingerprint(model)
-            for p in net.parameters():
+            for path, name, _ in cls.select(net, roles, adapter.targets, **adapter.options):
+                p = net.get_submodule(path)._parameters[name]
                 p.requires_grad_(p.is_floating_point())
             return
-        chosen = cls.select(net, roles, **adapter.options)
+        chosen = cls.select(net, roles, adapter.targets, **adapter.options)
         sites = list(dict.fromkeys(Site(c.role, c.path, c.parameter) for c in chosen))
         if sites or not cls.empty:
             bind.bind_weight(state, net, adapter, cls, _untied(net, sites), run, path)

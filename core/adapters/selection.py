@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
@@ -45,17 +45,22 @@ def inside(path: str, roots: Collection[str]) -> bool:
     return any(root in ("", path) or path.startswith(root + ".") for root in roots)
 
 
+def roots_of(net: nn.Module, roles: dict, targets: Sequence[str]) -> set[str]:
+    """Paths of the modules at the roles `targets`; the whole network where none are named."""
+    return {site.path for site in resolve(net, roles, targets)} if targets else {""}
+
+
 def choose(
     net: nn.Module,
     roles: dict,
-    targets: list[str] | None,
+    targets: Sequence[str],
     role: str,
     wanted: Callable[[nn.Module, str, nn.Parameter], bool],
     *,
     instead: str,
 ) -> list[Chosen]:
     """The wanted parameters of `net`, or of the modules at the roles `targets`; ConfigError where there is none."""
-    roots = {site.path for site in resolve(net, roles, targets)} if targets else {""}
+    roots = roots_of(net, roles, targets)
     found = [row for row in parameters(net) if inside(row[0], roots) and wanted(*row[1:])]
     if not found:
         place = f"at {', '.join(targets)}" if targets else f"in {type(net).__name__}"

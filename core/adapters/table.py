@@ -169,11 +169,17 @@ def plan(
     base = sum(p.numel() for p in net.parameters())
     rows: list[Row] = []
     if cls.face == "selection" and cls.in_place:
-        trained = sum(p.numel() for p in net.parameters() if p.is_floating_point())
+        chosen = cls.select(net, roles, tuple(targets or ()), **merged)
+        trained = sum(net.get_submodule(c.path)._parameters[c.parameter].numel() for c in chosen)
         return Summary([], base, 0, trained)
     if cls.face == "selection":
         sites = _untied(
-            net, list(dict.fromkeys(Site(c.role, c.path, c.parameter) for c in cls.select(net, roles, **merged)))
+            net,
+            list(
+                dict.fromkeys(
+                    Site(c.role, c.path, c.parameter) for c in cls.select(net, roles, tuple(targets or ()), **merged)
+                )
+            ),
         )
     elif cls.face == "token":
         sites = []

@@ -14,5 +14,5 @@ from core.adapters.selection import choose, is_bias
 
 class BitFit(Selection):
     @classmethod
-    def select(cls, net, roles, *, targets: list[str] | None = None):
+    def select(cls, net, roles, targets=()):
         return choose(net, roles, targets, "bias", lambda module, name, p: is_bias(name, p), instead="adapter=norm")

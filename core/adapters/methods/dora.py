@@ -22,8 +22,8 @@ class DoRA(WeightMethod):
 
     def __init__(self, W, *, rank: int = 8, alpha: float = 16.0, dropout: float = 0.0):
         super().__init__()
-        self.A = nn.Parameter(kaiming(rank, W.shape[1]))
-        self.B = nn.Parameter(torch.zeros(W.shape[0], rank))
+        self.A = nn.Parameter(kaiming(rank, W.shape[1]).to(W))
+        self.B = nn.Parameter(W.new_zeros(W.shape[0], rank))
         self.scale = alpha / rank
         self.dropout = quantised(dropout)
         self.m = nn.Parameter(self.norm(W))

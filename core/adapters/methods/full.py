@@ -8,12 +8,13 @@ Shapes      W as the network keeps it
 from __future__ import annotations
 
 from core.adapters.base import Chosen, Selection
-from core.adapters.selection import parameters
+from core.adapters.selection import inside, parameters, roots_of
 
 
 class Full(Selection):
     in_place = True
 
     @classmethod
-    def select(cls, net, roles):
-        return [Chosen(path, name, "all") for path, _, name, _ in parameters(net)]
+    def select(cls, net, roles, targets=()):
+        roots = roots_of(net, roles, targets)
+        return [Chosen(path, name, "all") for path, _, name, _ in parameters(net) if inside(path, roots)]

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from typing import Literal
 
-import torch
 from torch import nn
 
 from core.adapters.base import WeightMethod
@@ -22,7 +21,7 @@ class IA3(WeightMethod):
     def __init__(self, W, *, side: Literal["by_role", "out", "in"] = "by_role"):
         super().__init__()
         self.side = "out" if side == "by_role" else side
-        self.l = nn.Parameter(torch.ones(W.shape[0 if self.side == "out" else 1]))
+        self.l = nn.Parameter(W.new_ones(W.shape[0 if self.side == "out" else 1]))
 
     def weight(self, W):
         return W * (self.l[:, None] if self.side == "out" else self.l)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from typing import Literal
 
-import torch
 from torch import nn
 
 from core.adapters.base import Factors, WeightMethod, kaiming
@@ -30,8 +29,8 @@ class LoRA(WeightMethod):
         dropout: float = 0.0,
     ):
         super().__init__()
-        self.A = nn.Parameter(kaiming(rank, W.shape[1]))
-        self.B = nn.Parameter(torch.zeros(W.shape[0], rank))
+        self.A = nn.Parameter(kaiming(rank, W.shape[1]).to(W))
+        self.B = nn.Parameter(W.new_zeros(W.shape[0], rank))
         self.scale = alpha / (rank if scaling == "standard" else rank**0.5)
         self.dropout = quantised(dropout)
 

@@ -8,11 +8,14 @@ Shapes      -
 from __future__ import annotations
 
 from core.adapters.base import Selection
+from core.errors import ConfigError
 
 
 class Probe(Selection):
     empty = True
 
     @classmethod
-    def select(cls, net, roles):
+    def select(cls, net, roles, targets=()):
+        if targets:
+            raise ConfigError("adapter.targets", targets, "none: a probe trains its head alone", "remove `targets`")
         return []
