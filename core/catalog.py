@@ -6,7 +6,6 @@ A preset is a YAML file in conf/<group> (every field) or conf/<field>/<group> (t
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib.metadata import entry_points
@@ -64,9 +63,10 @@ def method(name: str) -> Method:
 
 
 def load(name: str) -> type:
-    """The method's class. ConfigError: no such method."""
-    module, _, attribute = _target(name).rpartition(".")
-    return getattr(importlib.import_module(module), attribute)
+    """The method's class; imports torch. ConfigError: no such method."""
+    from core.adapters import methods as files
+
+    return files.find(name)
 
 
 def _target(name: str) -> str:
@@ -78,8 +78,12 @@ def _target(name: str) -> str:
 
 def _targets() -> dict[str, str]:
     """Method name -> dotted name of its class; ours win over an installed package's."""
-    found = {point.name: point.value.replace(":", ".") for point in entry_points(group=ENTRY_POINTS)}
-    package = source.module_file(f"{_METHODS}.__init__")
+    found = {}
+    for point in entry_points(group=ENTRY_POINTS):
+        module, _, name = point.value.partition(":")
+        name = name or _method_class(module, point.name) or ""
+        found[point.name] = f"{module}.{name}"
+    package = source.module_file(_METHODS)
     folder = package.parent if package else Path(__file__).parent / "adapters" / "methods"
     for file in sorted(folder.glob("*.py")):
         if not file.stem.startswith("_") and (name := _method_class(f"{_METHODS}.{file.stem}", file.stem)):

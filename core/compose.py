@@ -115,7 +115,7 @@ def _unknown_options(override: Override, groups: dict[str, dict[str, Path]]) -> 
 def _syntax(text: str, error: Exception) -> Problem:
     if "=" not in text and not text.startswith("~"):
         return Problem("command line", text, "group=option or key=value", f"give it a value: `{text}=...`")
-    return Problem("command line", text, "group=option or key=value", _first_line(error))
+    return Problem("command line", f"{text}   ({_first_line(error)})", "group=option or key=value")
 
 
 def translate(error: Exception) -> ConfigError:

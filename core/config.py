@@ -59,7 +59,7 @@ SECTIONS = {"optim": "core.training.optim.Optim", "loader": "core.data.loading.L
 PARTS = ("backbone", "data", "task", "adapter")
 _HYDRA_KEYS = {"_target_", "_partial_", "_recursive_", "_convert_", "_args_"}
 # Given by the binder, never by a config.
-_BINDER = {"W", "dim", "axis"}
+_BINDER = {"axis"}
 
 
 def check(cfg: Any) -> None:
@@ -167,14 +167,10 @@ def _adapter(node: Mapping[str, Any], allowed: list[str] | None) -> list[Problem
 
 
 def method_options(definition: Definition) -> tuple[Parameter, ...]:
-    """The options of a method: the keyword arguments of its constructor and, for selections, of `select`."""
-    options = {p.name: p for p in definition.parameters if p.keyword_only and p.name not in _BINDER}
-    if any(base.endswith("Selection") for base in definition.bases):
-        chosen = source.read(definition.target, "select")
-        for p in chosen.parameters if chosen else ():
-            if p.keyword_only:
-                options.setdefault(p.name, p)
-    return tuple(options.values())
+    """The options of a method: the keyword arguments of its constructor, of `select` for a selection."""
+    if any(base.split(".")[-1] == "Selection" for base in definition.bases):
+        definition = source.read(definition.target, "select") or definition
+    return tuple(p for p in definition.parameters if p.keyword_only and p.name not in _BINDER)
 
 
 def roles(backbone: Any) -> list[str] | None:

@@ -1,0 +1,191 @@
+"""What exists, what a run would cost, is everything sound, and what to do with a finished run.
+
+atlas methods lora          atlas plan protein adapter=dora      atlas report outputs/protein
+atlas backbones protein     atlas doctor                         atlas predict RUN --input new.fasta --out new.csv
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import textwrap
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+
+from core.errors import ConfigError, PeftError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; its exit code (core.errors)."""
+    args = _parser().parse_args(argv)
+    try:
+        return args.run(args) or 0
+    except PeftError as error:
+        if os.environ.get("PEFT_TRACEBACK") == "1":
+            traceback.print_exc()
+        print(error, file=sys.stderr)
+        return error.code
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # `atlas methods | head`
+        sys.stderr.close()
+        return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="atlas",
+        description=__doc__.split("\n\n")[0],
+        epilog="Training: python -m domains.protein.train --help",
+    )
+    commands = parser.add_subparsers(metavar="command", required=True)
+
+    def add(name: str, run, text: str) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, help=text, description=text)
+        command.set_defaults(run=run)
+        return command
+
+    command = add("methods", methods, "methods, or one method: formula, source, options, defaults")
+    command.add_argument("name", nargs="?", help="a method or preset")
+    command = add("backbones", backbones, "backbones and their roles")
+    command.add_argument("domain", nargs="?", help="a field, such as protein")
+    command = add("plan", plan, "sites, parameters, bytes and saved activations before any training")
+    command.add_argument("domain", help="a field, such as protein")
+    command.add_argument("overrides", nargs="*", help="as for training: adapter=dora adapter.rank=4 ...")
+    command.add_argument("--sites", action="store_true", help="one row per site instead of one per role")
+    add("doctor", doctor, "versions, broken wheels and the fix, devices, a check of every preset")
+    command = add("report", report, "one table of all runs under a folder: report.html, report.md, report.csv")
+    command.add_argument("directory", type=Path)
+    command = add("merge", merge, "fold a run's adapter into its base and write the merged network")
+    _run_and_out(command)
+    command = add("export", export, "write a run's adapter in another library's layout")
+    _run_and_out(command)
+    command.add_argument("--format", choices=["peft"], default="peft")
+    command = add("predict", predict, "apply a run to new input; --out ends in .csv or .jsonl")
+    command.add_argument("directory", type=Path, metavar="RUN")
+    command.add_argument("--input", type=Path, required=True, metavar="FILE")
+    command.add_argument("--out", type=Path, required=True, metavar="FILE")
+    command.add_argument("--batch-size", type=int, default=16, metavar="N")
+    return parser
+
+
+def _run_and_out(command: argparse.ArgumentParser) -> None:
+    command.add_argument("directory", type=Path, metavar="RUN")
+    command.add_argument("--out", type=Path, required=True, metavar="DIR")
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]], width: int = 100) -> str:
+    """Columns as wide as their content; the last one wraps at `width`."""
+    widths = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head) - 1)]
+    indent = sum(widths) + 2 * len(widths)
+    lines = []
+    for row in (head, *rows):
+        start = "".join(f"{cell:<{w}}  " for cell, w in zip(row, widths, strict=False))
+        last = textwrap.wrap(row[-1], max(30, width - indent)) or [""]
+        lines.append((start + last[0]).rstrip())
+        lines += [" " * indent + more for more in last[1:]]
+    return "\n".join(lines)
+
+
+def methods(args: argparse.Namespace) -> None:
+    """The table of methods; with a name, everything that its file says."""
+    from core import catalog
+
+    if args.name is None:
+        found = [catalog.method(name) for name in catalog.methods()]
+        print(table(("method", "face", "what it does"), [(m.name, m.face, m.title) for m in found]))
+        print("\none of them: atlas methods NAME")
+        return
+    presets = catalog.groups("").get("adapter", {})
+    name, settings = args.name, {}
+    if name not in catalog.methods() and name in presets:  # a preset of another method, such as rslora
+        comment, settings = catalog.preset(presets[name])
+        settings = settings.get("adapter", settings)
+        module = str(settings.get("_target_", "")).rpartition(".")[0]
+        print(f"preset {name}: {comment}\n")
+        name = module.rpartition(".")[2]
+    elif name in presets:
+        _, settings = catalog.preset(presets[name])
+        settings = settings.get("adapter", settings)
+    _one_method(catalog.method(name), settings, args.name)
+
+
+def _one_method(method, settings: dict, preset: str) -> None:
+    from core.config import default_text, method_options
+
+    print(method.doc.strip() or f"{method.name}: from an installed package; its source is not on the path")
+    if method.definition is None:
+        return
+    options = method_options(method.definition)
+    if options:
+        rows = [(p.name, str(settings.get(p.name, "")), default_text(p), p.annotation or "-") for p in options]
+        print("\n" + table(("option", "preset", "default", "type"), rows))
+    targets = settings.get("targets", method.targets)
+    print(f"\nface {method.face}   roles {', '.join(targets) or '(its own selection)'}   file {_short(method)}")
+    print(f"use  adapter={preset}" + (f" adapter.{options[0].name}=..." if options else ""))
+
+
+def _short(method) -> str:
+    file = method.definition.file
+    root = Path(__file__).resolve().parent.parent
+    return str(file.relative_to(root)) if file.is_relative_to(root) else str(file)
+
+
+def backbones(args: argparse.Namespace) -> None:
+    """Backbone presets of one field or of all, from YAML and source alone."""
+    from core import catalog
+
+    for number, domain in enumerate([args.domain] if args.domain else catalog.domains()):
+        found = catalog.backbones(domain)
+        rows = [(b.name, b.target.rpartition(".")[2], b.comment) for b in found]
+        print("\n" * bool(number) + table((f"{domain}: backbone", "class", "what it is"), rows))
+        kinds: dict[tuple[str, ...], list[str]] = {}
+        for b in found:
+            names = kinds.setdefault(b.roles or ("read from the network when it is loaded",), [])
+            if (name := b.target.rpartition(".")[2]) not in names:
+                names.append(name)
+        print("\n" + table(("class", "roles"), [(", ".join(names), ", ".join(r)) for r, names in kinds.items()]))
+
+
+def plan(args: argparse.Namespace) -> None:
+    from core.plan import plan
+
+    print(plan(args.domain, args.overrides, sites=args.sites))
+
+
+def doctor(args: argparse.Namespace) -> int:
+    from core.doctor import doctor
+
+    return doctor()
+
+
+def report(args: argparse.Namespace) -> None:
+    from core.bench.report import report
+
+    if not args.directory.is_dir():
+        raise ConfigError("DIR", str(args.directory), "a folder with runs, such as outputs/protein")
+    print(report(args.directory))
+
+
+def merge(args: argparse.Namespace) -> None:
+    from core.ship import merge
+
+    print(merge(args.directory, args.out))
+
+
+def export(args: argparse.Namespace) -> None:
+    from core.ship import export
+
+    print(export(args.directory, args.out))
+
+
+def predict(args: argparse.Namespace) -> None:
+    from core.ship import predict
+
+    print(predict(args.directory, args.input, args.out, batch_size=args.batch_size))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
