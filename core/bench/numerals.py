@@ -22,6 +22,12 @@ def number(value: float | None) -> str:
     return f"{value:.{2 - math.floor(math.log10(size))}f}"
 
 
+def short(value: float | None) -> str:
+    """As `number`, without zeros that end a fraction: for axes and bars."""
+    text = number(value)
+    return text.rstrip("0").rstrip(".") if "." in text and "e" not in text else text
+
+
 def count(value: int | None) -> str:
     return UNKNOWN if value is None else f"{int(value):,}"
 
@@ -70,4 +76,4 @@ def seconds(value: float | None) -> str:
 
 def ratio(value: float | None, base: float | None) -> str:
     """`0.52x`, or '' where a side is unknown."""
-    return "" if value is None or not base else f"{number(value / base)}x"
+    return "" if value is None or not base else f"{short(value / base)}x"
