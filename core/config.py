@@ -30,6 +30,7 @@ RUN = _schema(
     {"fit": "bool", "test": "bool", "resume": "Literal['auto', 'never', 'weights']", "limit": "int | None"}
     | {"audit": "Literal['gate', 'warn']"}
 )
+SWEEP = _schema({"methods": "list[str]", "lr": "list[float]", "seeds": "list[int]"})
 METRIC = _schema({"name": "str", "mode": "Literal['max', 'min']"})
 # What `attach` takes beside the method's own options.
 ATTACH = _schema(
@@ -91,7 +92,7 @@ def find(cfg: Mapping[str, Any]) -> list[Problem]:
     for name, target in SECTIONS.items():
         if isinstance(cfg.get(name), Mapping):
             found += _target(name, {"_target_": target, **cfg[name]})
-    for name, schema in (("trainer", TRAINER), ("run", RUN), ("metric", METRIC)):
+    for name, schema in (("trainer", TRAINER), ("run", RUN), ("metric", METRIC), ("sweep", SWEEP)):
         if isinstance(cfg.get(name), Mapping):
             found += _keys(name, cfg[name], schema)
             found += _nested(name, cfg[name])

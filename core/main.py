@@ -90,6 +90,10 @@ def _arguments(domain: str, typed: list[str]) -> list[str]:
     from hydra._internal.utils import get_args_parser
 
     args = get_args_parser().parse_args(typed)
+    modes = {"--run": args.run, "--multirun": args.multirun, "--cfg": args.cfg, "--info": args.info}
+    chosen = [name for name, value in modes.items() if value]
+    if len(chosen) > 1:
+        raise ConfigError("command line", chosen, "one of them", f"leave out {chosen[0]}")
     extra = [Path(args.config_dir)] if args.config_dir else []
     prepared = compose.prepare(domain, args.overrides, extra)
     swap = dict(zip(args.overrides, prepared, strict=True))
