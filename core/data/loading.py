@@ -39,8 +39,8 @@ class Plan:
     tokens    at most this many tokens per batch and rank, padding counted;  None: no limit. A longer item goes alone
     world     ranks that share a batch: each takes every world-th item of it
 
-    Items are put into buckets of similar length (25 % apart). An epoch shuffles inside the buckets and shuffles the order
-    of the batches; where batches are cut depends on the buckets alone, which is why their number never changes.
+    Items are put into buckets of similar length (25 % apart). An epoch shuffles inside the buckets, then the order of
+    the batches; where batches are cut depends on the buckets alone, which is why their number never changes.
     """
 
     def __init__(self, lengths: Sequence[int], *, size: int | None, tokens: int | None, world: int = 1, seed: int = 0):
@@ -155,9 +155,11 @@ class Loaders(L.LightningDataModule):
     limit   at most this many items per split, drawn by the seed
     """
 
-    def __init__(self, data: Data, task: Task, tokenizer: Any, loader: Loader, *, seed: int = 0, limit: int | None = None):
+    def __init__(
+        self, data: Data, task: Task, tokenizer: Any, settings: Loader, seed: int = 0, limit: int | None = None
+    ):
         super().__init__()
-        self.data, self.task, self.tokenizer, self.settings = data, task, tokenizer, loader
+        self.data, self.task, self.tokenizer, self.settings = data, task, tokenizer, settings
         self.seed, self.limit = seed, limit
         self.epoch, self.start = 0, 0
         self._items: dict[str, list] = {}
@@ -231,6 +233,7 @@ def _as_is(batch: Any) -> Any:
 
 
 def quiet() -> None:
-    """Lightning's advice about loaders that does not hold here: these do resume, and 0 workers is a choice."""
-    for text in (".*your dataloader is not resumable.*", ".*does not have many workers.*"):
+    """Lightning's advice that does not hold here: loaders do resume, 0 workers is a choice, frozen norms are in eval."""
+    advice = (".*your dataloader is not resumable.*", ".*does not have many workers.*", ".*in eval mode at the start.*")
+    for text in advice:
         warnings.filterwarnings("ignore", text)

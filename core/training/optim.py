@@ -74,7 +74,7 @@ class Optim:
             rate = self.head_lr if owner == "head" else self.lr * (self.lr_ratio if name == "B" else 1.0)
             groups.setdefault((rate, self.weight_decay if tensor.ndim > 1 else 0.0), []).append(tensor)
         if self.lr_ratio != 1 and not any(key.rsplit("|", 1)[-1] == "B" for key in tensors):
-            raise ConfigError("optim.lr_ratio", f"{self.lr_ratio}, but no tensor is named B", "a method with factors A, B")
+            raise ConfigError("optim.lr_ratio", f"{self.lr_ratio}, but no tensor is named B", "a method with A and B")
         return [{"params": group, "lr": rate, "weight_decay": decay} for (rate, decay), group in groups.items()]
 
     def factor(self, step: int, steps: int) -> float:
