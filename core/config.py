@@ -96,7 +96,19 @@ def find(cfg: Mapping[str, Any]) -> list[Problem]:
         if isinstance(cfg.get(name), Mapping):
             found += _keys(name, cfg[name], schema)
             found += _nested(name, cfg[name])
-    return found
+    return found + _sweep(cfg)
+
+
+def _sweep(cfg: Mapping[str, Any]) -> list[Problem]:
+    """Methods of a comparison that are no presets of the group adapter."""
+    methods = (cfg.get("sweep") or {}).get("methods")
+    if not isinstance(methods, list):
+        return []
+    from core import catalog
+
+    presets = catalog.groups(str(cfg.get("domain"))).get("adapter", {})
+    unknown = [(i, name) for i, name in enumerate(methods) if isinstance(name, str) and name not in presets]
+    return [Problem(f"sweep.methods[{i}]", n, ", ".join(presets), did_you_mean(n, presets)) for i, n in unknown]
 
 
 def _choose(name: str) -> str:
