@@ -61,6 +61,7 @@ class ActivationMethod(nn.Module):
     face: ClassVar[str] = "activation"
     targets: ClassVar[tuple[str, ...]] = ("mlp",)
     exempt: ClassVar[tuple[str, ...]] = ()
+    reads_input: ClassVar[bool] = False  # then the constructor gets (dim, width of x)
 
     def __init__(self, dim: int, *, axis: int = -1):
         super().__init__()

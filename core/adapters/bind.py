@@ -104,7 +104,9 @@ def choose(net: nn.Module, site: Site, uses: dict[int, dict[str, set]]) -> tuple
         return "weight", "read outside its own forward"
     if missing := [mode for mode in probe.MODES if mode not in seen]:
         return "weight", f"not read in {', '.join(missing)}"
-    if site.parameter != "weight" or not stock_forward(host):
+    if site.parameter != "weight":
+        return "weight", f"{site.parameter}: no product"
+    if not stock_forward(host):
         return "weight", f"{original(host).__name__} has a forward of its own"
     return "call", "read in its own forward"
 
@@ -126,21 +128,48 @@ def channel_axis(host: nn.Module) -> int:
     return -1
 
 
-def measure(example: Callable, host: nn.Module, site: Site) -> torch.Size:
-    """Shape of the module's (first) output on the example."""
-    shapes = []
-    handle = host.register_forward_hook(
-        lambda m, a, out: shapes.append((out[0] if isinstance(out, (tuple, list)) else out).shape)
-    )
+def measure(example: Callable, net: nn.Module, sites: list[Site]) -> dict[str, tuple[torch.Size, torch.Size]]:
+    """module path -> shapes of its first input and of its (first) output on the example."""
+    shapes: dict[str, tuple[torch.Size, torch.Size]] = {}
+
+    def note(path):
+        def hook(module, args, kwargs, out):
+            shapes[path] = _first(args, kwargs).shape, (out[0] if isinstance(out, (tuple, list)) else out).shape
+
+        return net.get_submodule(path).register_forward_hook(hook, with_kwargs=True)
+
+    handles = [note(path) for path in {site.path for site in sites}]
     try:
         with probe.pristine(example.model), torch.no_grad():
             example.model.eval()
             example()
     finally:
-        handle.remove()
-    if not shapes:
-        raise DeadSiteError(site.key, "never called on the example", "a module that runs", "choose another role")
-    return shapes[0]
+        for handle in handles:
+            handle.remove()
+    if missing := [site for site in sites if site.path not in shapes]:
+        raise DeadSiteError(
+            problems=[
+                Problem(s.key, "never called on the example", "a module that runs", "choose another role")
+                for s in missing
+            ]
+        )
+    return shapes
+
+
+def activation(
+    cls: type[ActivationMethod],
+    host: nn.Module,
+    role: str,
+    options: dict,
+    axes: dict,
+    shapes: tuple[torch.Size, torch.Size],
+) -> tuple[ActivationMethod, int]:
+    """(the method at one module, width of the module's output)"""
+    options = dict(options)
+    axis = options.pop("axis", axes.get(role, channel_axis(host)))
+    x, h = shapes
+    widths = (h[axis], x[axis]) if cls.reads_input else (h[axis],)
+    return cls(*widths, axis=axis, **options), h[axis]
 
 
 # Installing ----------------------------------------------------------------------------------------------------------
@@ -292,14 +321,13 @@ def install(state, net, adapter: Adapter, site: Site, path, why, method, op, sha
 def bind_activation(
     state: State, net: nn.Module, adapter: Adapter, cls: type[ActivationMethod], sites, example, axes
 ) -> None:
+    shapes = measure(example, net, sites)
     for site in sites:
         host = net.get_submodule(site.path)
-        options = dict(adapter.options)
-        axis = options.pop("axis", axes.get(site.role, channel_axis(host)))
-        shape = measure(example, host, site)
+        method, width = activation(cls, host, site.role, adapter.options, axes, shapes[site.path])
         device = next((p.device for p in host.parameters()), torch.device("cpu"))
-        method = cls(shape[axis], axis=axis, **options).to(device)
-        install(state, net, adapter, site, "act", f"output {tuple(shape)}", method, None, (shape[axis],))
+        why = f"output {tuple(shapes[site.path][1])}"
+        install(state, net, adapter, site, "act", why, method.to(device), None, (width,))
 
 
 # Proving -------------------------------------------------------------------------------------------------------------

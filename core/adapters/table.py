@@ -189,15 +189,16 @@ def plan(
     if verify:
         run = probe.Example(model, example if example is not None else model.example)
     uses = bind.watch_sites(State(), net, sites, run) if verify and cls.face in ("weight", "selection") else {}
+    shapes = bind.measure(run, net, sites) if cls.face == "activation" else {}
     skipped = []
     for site in sites:
         host = net.get_submodule(site.path)
         if cls.face == "activation":
-            axis = merged.pop("axis", getattr(model, "channel_axis", {}).get(site.role, bind.channel_axis(host)))
-            shape: tuple[int, ...] = (bind.measure(run, host, site)[axis],)
-            kind, why, named = "act", "module output", type(host).__name__
             with torch.device("meta"):
-                built = cls(shape[0], axis=axis, **merged)
+                built, width = bind.activation(
+                    cls, host, site.role, merged, getattr(model, "channel_axis", {}), shapes[site.path]
+                )
+            kind, why, named, shape = "act", "module output", type(host).__name__, (width,)
         else:
             kind, why = bind.choose(net, site, uses) if verify else ("-", "not probed")
             if not kind:

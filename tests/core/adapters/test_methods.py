@@ -100,20 +100,21 @@ def test_a_bottleneck_is_its_formula(method, f):
 
 
 def test_parallel_reads_the_input():
-    m = shaken(Parallel(6, size=3, scale=0.5), by=0.5)
-    h, x = torch.randn(2, 5, 6), torch.randn(2, 5, 6)
+    m = shaken(Parallel(6, 4, size=3, scale=0.5), by=0.5)
+    h, x = torch.randn(2, 5, 6), torch.randn(2, 5, 4)
     D, d, U, u = (p.detach() for p in m.parameters())
     assert relative(m(h, x), h + 0.5 * (F.relu(x @ D.T + d) @ U.T + u)) <= 1e-6
     with pytest.raises(UnsupportedError, match="input"):
-        m(h, torch.randn(2, 1, 6))
+        m(h, torch.randn(2, 1, 4))
 
 
 @pytest.mark.parametrize("cls", [Houlsby, Pfeiffer, Parallel])
 def test_bottlenecks_start_as_the_identity_and_live_on_channel_axes(cls):
     """On axis 1 the two projections are 1 x 1 convolutions."""
     h = torch.randn(2, 32, 4, 3)
-    assert torch.equal(cls(32, axis=1)(h, h), h)
-    m = shaken(cls(32, axis=1, activation="silu"), by=0.2)
+    widths = (32, 32) if cls.reads_input else (32,)
+    assert torch.equal(cls(*widths, axis=1)(h, h), h)
+    m = shaken(cls(*widths, axis=1, activation="silu"), by=0.2)
     D, d, U, u = (p.detach() for p in m.parameters())
     branch = F.conv2d(F.silu(F.conv2d(h, D[..., None, None], d)), U[..., None, None], u)
     assert relative(m(h, h), h + getattr(m, "scale", 1.0) * branch) <= 1e-5
