@@ -1,8 +1,9 @@
 """What an adapter costs: parameters, bytes kept for the backward pass, floating-point operations.
 
-Kept bytes are counted where autograd keeps them: every saved tensor's storage once, parameters left out. That is the memory
-that grows with the batch, and the number in which methods differ most. Operations are counted on torch's dispatcher, so those
-inside our own autograd functions count like any other (what they rebuild in the backward pass, too); a multiply-add is two.
+Kept bytes are counted where autograd keeps them: every saved tensor's storage once, parameters left out. That is the
+memory that grows with the batch, and the number in which methods differ most. Operations are counted on torch's
+dispatcher, so those inside our own autograd functions count like any other (what they rebuild in the backward pass,
+too); a multiply-add is two.
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ class SavedBytes:
 
 
 def saved_bytes(run: Callable[[], Any], model: nn.Module) -> int:
-    """Bytes that autograd keeps after `run()`. Inputs count where they are kept; gradient checkpointing is seen through."""
+    """Bytes that autograd keeps after `run()`. Inputs count where they are kept, as checkpointing does."""
     with SavedBytes(model) as saved:
         _result = run()  # held: a freed storage's address would be used again
     return saved.bytes

@@ -1,13 +1,13 @@
 """Frozen convolutions and frozen eval-mode batch norms that keep nothing but their own weight for the backward pass.
 
-torch keeps the whole input of both, though the gradient of the input needs neither: a frozen convolution's is the transposed
-convolution of the output's gradient, a frozen batch norm's is the gradient times a constant per channel. So an adapted
-convolutional network keeps less for the backward pass than full fine-tuning, not as much. Forward and input gradient are
-torch's own, to the bit. The bias may be trained (its gradient is a sum of the output's); a trained or computed weight
-is left to torch, or to the call path.
+torch keeps the whole input of both, though the gradient of the input needs neither: a frozen convolution's is the
+transposed convolution of the output's gradient, a frozen batch norm's is the gradient times a constant per channel. So
+an adapted convolutional network keeps less for the backward pass than full fine-tuning, not as much. Forward and input
+gradient are torch's own, to the bit. The bias may be trained (its gradient is a sum of the output's); a trained or
+computed weight is left to torch, or to the call path.
 
-Left as torch has it: under torch.compile (the compiler decides what is saved), where no gradient is asked for, and every class
-whose forward is not torch's own. timm's BatchNormAct2d is the one exception (recognised by shape of the class).
+Left as torch has it: under torch.compile (the compiler decides what is saved), where no gradient is asked for, and
+every class whose forward is not torch's own; timm's BatchNormAct2d alone is recognised by the shape of its class.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class FrozenConvolution(Function):
     def backward(ctx, g):
         (W,) = ctx.saved_tensors
         needs_x, needs_b = ctx.needs_input_grad[0], ctx.needs_input_grad[2]
-        # The input's values are not read where W gets no gradient: one number, seen as the whole input, stands for them.
+        # The input's values are not read where W gets no gradient: one number stands for them all.
         if ctx.layout is None:
             x = g.new_empty(1).expand(ctx.shape)
         else:
@@ -131,7 +131,7 @@ def thin_convolution(host, inner, x, *args, **kwargs):
 
 
 def thin_batch_norm(host, inner, x, *args, **kwargs):
-    """Forward wrapper of BatchNormNd in eval mode, and of timm's BatchNormAct2d, whose dropout and activation follow."""
+    """Forward wrapper of BatchNormNd in eval mode, and of timm's BatchNormAct2d: dropout and activation follow."""
     statistics = host.running_mean, host.running_var
     ready = None if host.training or any(s is None for s in statistics) else _frozen(host, x)
     if ready is None or args or kwargs or x.ndim < 2:

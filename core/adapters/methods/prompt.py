@@ -3,8 +3,8 @@ Lester et al. 2021, arXiv 2104.08691
 Parameters  p dim, once per network.   Start  N(0, 0.02), or the embeddings of p tokens drawn from the vocabulary.
             Not the identity: real tokens attend to the vectors from the first step on.
 Differs     the vocabulary is drawn from evenly (the paper: its 5,000 most frequent tokens). Where the network offers no
-            embedding seam the vectors enter before the first block and positions stay. Outputs keep their length, and so
-            do labels: the loss on the first real token is not taken from the last virtual one.
+            embedding seam the vectors enter before the first block and positions stay. Outputs keep their length, so
+            labels stay as they are: the last virtual token is not trained to predict the first real one.
 Hosts       networks with a token port.   Shapes  P (p, dim)
 """
 
@@ -33,7 +33,7 @@ class Prompt(TokenMethod):
         if self.init == "normal":
             return
         if table is None:
-            raise UnsupportedError("adapter.init", "vocabulary", "normal", "this port has no token embedding: init=normal")
+            raise UnsupportedError("adapter.init", "vocabulary", "normal", "no token embedding here: init=normal")
         drawn = torch.randint(len(table), (len(self.value),))
         self.value.data.copy_(table[drawn.to(table.device)])
 

@@ -102,7 +102,7 @@ def test_gradients_of_gradients_and_of_a_trained_bias(name):
 
 
 def test_off_where_torch_must_serve():
-    """A trained weight gets its gradient, train-mode statistics move, no gradient costs nothing, errors stay torch's."""
+    """A trained weight gets its gradient, train-mode statistics move, no gradient keeps nothing, errors are torch's."""
     conv, norm = frozen(HOSTS["wide"][0]), frozen(lambda: nn.BatchNorm2d(32))
     x = torch.randn(2, 32, 8, 8, requires_grad=True)
     net = nn.Sequential(conv, norm)
