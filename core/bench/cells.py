@@ -61,7 +61,7 @@ class Run:
 class Missing(NamedTuple):
     """A run that has no place in the table, and why."""
 
-    directory: Path
+    directory: Path | None
     method: str
     seed: int | None
     reason: str
@@ -146,6 +146,22 @@ def gather(runs: list[Run]) -> dict[Group, tuple[list[Cell], list[Missing], list
             cell = cells.setdefault(_setting(run.record), Cell(method, method, metric=run.record.primary.name))
             _add(cell, run)
     return {key: (_labelled(cells, groups=key), missing, trials) for key, (cells, missing, trials) in groups.items()}
+
+
+def absent(found: list[Cell], missing: list[Missing]) -> list[Missing]:
+    """Seeds that other methods have and this one has not, and that did not fail either."""
+    seeds = {run.record.seed for cell in found for run in cell.runs} - {None}
+    failed = {(one.method, one.seed) for one in missing}
+    return [
+        Missing(None, cell.method, seed, "not run")
+        for cell in found
+        for seed in sorted(seeds - {run.record.seed for run in cell.runs})
+        if (cell.method, seed) not in failed
+    ]
+
+
+def metric_name(record: Record) -> str:
+    return record.primary.name if record.primary else ""
 
 
 def _setting(record: Record) -> tuple:

@@ -6,6 +6,7 @@ Blue is the run or the methods, grey the anchors, orange what to look at; a shap
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import math
 import re
@@ -19,7 +20,7 @@ from core.errors import DataError
 
 BLUE, ORANGE, GREY, INK = "#1f5fa8", "#c2510a", "#8a919b", "#1c2733"
 _ROUND = re.compile(r"(-?\d+\.\d{2})\d+")
-_HALO = '[id^="label_"] text{paint-order:stroke;stroke:#fff;stroke-width:2.5px;stroke-linejoin:round}'
+_HALO = ".label text{paint-order:stroke;stroke:#fff;stroke-width:2.5px;stroke-linejoin:round}"
 _FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'DejaVu Sans', Arial, sans-serif"
 
 
@@ -59,7 +60,7 @@ def training_curve(metrics: Path, picture: Path, *, score: str | None = None, mo
     panels = [name for name, there in (("loss", losses), (score, scores)) if there]
     if not panels:
         return None
-    figure, axes = _figure(5.6, 1.1 + 1.5 * len(panels), rows=len(panels))
+    figure, axes = new_figure(5.6, 1.1 + 1.5 * len(panels), rows=len(panels))
     if losses:
         axis = axes[0]
         for split, points in losses:
@@ -89,7 +90,7 @@ def training_curve(metrics: Path, picture: Path, *, score: str | None = None, mo
         axis.set_ylabel(f"val {score}")
         axis.margins(y=0.3)
     axes[-1].set_xlabel("step")
-    return _save(figure, picture)
+    return save(figure, picture)
 
 
 def score_against_cost(
@@ -102,7 +103,7 @@ def score_against_cost(
     points = [p for p in points if p.cost and p.cost > 0 and p.score is not None]
     if not points:
         return None
-    figure, (axis,) = _figure(6.4, 4.0)
+    figure, (axis,) = new_figure(7.6, 4.0)
     for p in points:
         if p.label in ("probe", "full"):
             axis.axhline(p.score, ls=(0, (5, 4)), lw=1, color=GREY, zorder=0)
@@ -126,14 +127,14 @@ def score_against_cost(
     axis.set_xlabel(f"{cost}, {unit}" if unit else cost)
     axis.set_ylabel(metric + ("" if higher_is_better else " (lower is better)"))
     _label(figure, axis, points)
-    return _save(figure, picture)
+    return save(figure, picture)
 
 
 def beside(
     names: Sequence[str], scores: Sequence[float], ends: Sequence, ours: int, picture: Path, *, metric: str
 ) -> Path:
-    """One row per name: its score as a dot, with its interval. Row `ours` is the run; its interval is shaded through all."""
-    figure, (axis,) = _figure(5.6, 0.85 + 0.36 * len(names))
+    """One row per name: its score as a dot, with its interval. Row `ours` is the run, its interval shaded."""
+    figure, (axis,) = new_figure(5.6, 0.85 + 0.36 * len(names))
     if ends[ours]:
         axis.axvspan(*ends[ours], color=BLUE, alpha=0.1, lw=0)
     for row, (score, pair) in enumerate(zip(scores, ends, strict=True)):
@@ -153,7 +154,7 @@ def beside(
     low, high = axis.get_xlim()
     axis.set_xlim(low, high + 0.06 * (high - low))
     axis.set_xlabel(metric)
-    return _save(figure, picture)
+    return save(figure, picture)
 
 
 def cost_bars(
@@ -166,7 +167,7 @@ def cost_bars(
     costs = {name: values for name, values in costs.items() if any(value is not None for value in values)}
     if not costs or not labels:
         return None
-    figure, axes = _figure(2.0 + 1.75 * len(costs), 0.75 + 0.27 * len(labels), columns=len(costs))
+    figure, axes = new_figure(2.0 + 1.75 * len(costs), 0.75 + 0.27 * len(labels), columns=len(costs))
     rows = range(len(labels))
     for axis, (name, values) in zip(axes, costs.items(), strict=True):
         largest = max(value for value in values if value is not None) or 1.0
@@ -181,7 +182,7 @@ def cost_bars(
         axis.spines["bottom"].set_visible(False)
         axis.grid(False)
     axes[0].invert_yaxis()
-    return _save(figure, picture)
+    return save(figure, picture)
 
 
 def _dominates(q: Point, p: Point, higher_is_better: bool) -> bool:
@@ -198,7 +199,7 @@ def _thin(points: list[tuple[int, float]], limit: int = 240) -> list[tuple[int, 
     return [(part[-1][0], sum(value for _, value in part) / len(part)) for part in parts]
 
 
-def _figure(width: float, height: float, rows: int = 1, columns: int = 1):
+def new_figure(width: float, height: float, rows: int = 1, columns: int = 1):
     """(figure, list of axes) without pyplot: nothing global, nothing to close."""
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -265,15 +266,23 @@ def _overlap(a, b) -> bool:
     return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
 
 
-def _save(figure, picture: Path | None) -> Path | str:
-    """Write the SVG (or return its text): no date, ids from the content alone, the page's own font."""
+def save(figure, picture: Path | None) -> Path | str:
+    """Write the SVG: no date, ids from the content alone, the page's own font. None gives the text, fit to stand inside
+    a page with others: ids of its own, and only where something refers to them."""
     import matplotlib
 
-    file = io.StringIO()
-    with matplotlib.rc_context({**_STYLE, "svg.fonttype": "none", "svg.hashsalt": "atlas"}):
-        figure.savefig(file, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    text = file.getvalue()
+    def draw(salt: str) -> str:
+        file = io.StringIO()
+        with matplotlib.rc_context({**_STYLE, "svg.fonttype": "none", "svg.hashsalt": salt}):
+            figure.savefig(file, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+        return file.getvalue()
+
+    text = draw("atlas")
+    if picture is None:
+        text = draw(hashlib.sha256(text.encode()).hexdigest())
     text = re.sub(r"<\?xml.*?\?>|<!DOCTYPE.*?>|<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    text = re.sub(r'<g id="label_\d+">', '<g class="label">', text)
+    text = re.sub(r'<g id="[^"]*"', "<g", text)
     text = re.sub(r"'DejaVu Sans'[^;\"]*", _FONT, text)
     text = re.sub(r' (?:d|x|y|transform|points)="[^"]*"', lambda found: _ROUND.sub(r"\1", found[0]), text)
     text = text.replace("</style>", _HALO + "</style>", 1).strip() + "\n"

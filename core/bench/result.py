@@ -234,12 +234,12 @@ def _problem(path: Path, found: dict[str, Any]) -> Problem:
     return Problem(f"{path}: {field}", got, found["msg"][:1].lower() + found["msg"][1:])
 
 
-# Keys that do not change what a run computes; everything else does.
-_SILENT = {"hydra", "sweep", "run.resume"}
+# Keys that do not change what is trained; everything else does.
+_SILENT = {"hydra", "sweep", "tuning", "run.resume", "run.test"}
 
 
 def config_hash(cfg: Any) -> str:
-    """sha256 of what a run computes: the resolved config in canonical form, order of keys and `run.resume` left out."""
+    """sha256 of what a run trains: the resolved config in canonical form, without what only says what to do with it."""
     if type(cfg).__module__.startswith("omegaconf"):
         from omegaconf import OmegaConf
 

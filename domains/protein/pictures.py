@@ -12,9 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from core.bench.plots import BLUE, GREY, INK, ORANGE
-from core.bench.plots import _figure as new_figure
-from core.bench.plots import _save as save
+from core.bench.plots import BLUE, GREY, INK, ORANGE, new_figure, save
 from domains.protein import metrics
 
 WRAP = 90  # residues per line of a strip

@@ -1,0 +1,198 @@
+"""The report: which method, for me? One page, one Markdown table and one CSV over every `result.json` under a folder.
+
+Answers first, then the picture, then the table (anchors, then methods by score), then what failed and why.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from core.bench import answers, cells, numerals, pages, plots, tables, tuning
+from core.bench.card import FILE as CARD
+from core.bench.cells import Cell, Group, Missing
+from core.bench.result import write_whole
+from core.errors import DataError
+
+COSTS = (  # head of the column, field of the record, how it is written
+    ("trainable", "trainable", numerals.count),
+    ("saved MiB", "saved_activation_bytes", numerals.mebibytes),
+    ("peak MiB", "peak_memory_bytes", numerals.mebibytes),
+    ("s/step", "step_time_s", numerals.number),
+    ("adapter KiB", "adapter_bytes", lambda value: numerals.number(value and value / 1024)),
+)
+_SCATTERS = (
+    ("bytes saved for backward", "saved_activation_bytes", 2**20, "MiB"),
+    ("peak memory", "peak_memory_bytes", 2**20, "MiB"),
+    ("time per step", "step_time_s", 1e-3, "ms"),
+    ("trainable parameters", "trainable", 1, ""),
+)
+
+
+def report(directory: str | Path) -> Path:
+    """The path of `report.html`, with report.md and report.csv beside it. DataError: no run lies under the folder."""
+    directory = Path(directory)
+    runs, broken = cells.find(directory)
+    if not runs and not broken:
+        raise DataError(str(directory), "no result.json below it", "a folder of runs", "train something first")
+    groups, failed = [], [(None, missing) for missing in broken]
+    for group, (found, missing, trials) in cells.gather(runs).items():
+        rows = tables.judged(found)
+        groups.append((group, rows, trials))
+        failed += [(group, one) for one in [*missing, *cells.absent(found, missing)]]
+    view = {
+        "title": _title(groups),
+        "counts": _counts(runs, groups),
+        "groups": [_group(group, rows, trials, failed, directory) for group, rows, trials in groups if rows],
+        "failed": [_failed(group, missing, directory) for group, missing in failed],
+        "sources": f"Made from {len(runs)} result.json files.",
+    }
+    write_whole(directory / "report.csv", tables.as_csv(groups, failed))
+    write_whole(directory / "report.md", tables.as_markdown(view))
+    return write_whole(directory / "report.html", pages.render("report.html", **view))
+
+
+def _title(groups: list) -> str:
+    domains = sorted({group.domain for group, *_ in groups if group.domain})
+    twin = any(_twin(rows) for _, rows, _ in groups)
+    return f"Which method? {', '.join(domains)}" + (" (synthetic data among it)" if twin and domains else "")
+
+
+def _counts(runs: list, groups: list) -> str:
+    tested = sum(run.tested for run in runs)
+    return f"{len(groups)} question{'s' * (len(groups) != 1)}, {len(runs)} runs, {tested} scored on test"
+
+
+def _twin(rows: list[Cell]) -> bool:
+    return any(cell.runs and cell.runs[0].record.data_kind == "twin" for cell in rows)
+
+
+def name(group: Group) -> str:
+    parts = [group.domain, group.task, group.backbone, f"data {group.data or '-'}"]
+    return " / ".join(str(part or "-") for part in parts)
+
+
+def _group(group: Group, rows: list[Cell], trials: list, failed: list, directory: Path) -> dict[str, Any]:
+    """What the template shows of one group."""
+    trained = [cell for cell in rows if cell.runs]
+    chosen = tuning.table(rows, trials)
+    lost = [missing for other, missing in failed if other == group]
+    seeds = sorted({run.record.seed for cell in trained for run in cell.runs}, key=lambda seed: (seed is None, seed))
+    line = trained[0].headlines[0] if trained else rows[0].headlines[0]
+    heads = [head for head, field, _ in COSTS if any(cell.mean(field) is not None for cell in trained)]
+    return {
+        "name": name(group) + (" (synthetic)" if _twin(rows) else ""),
+        "twin": _twin(rows),
+        "metric": rows[0].metric,
+        "answer": answers.answer(rows),
+        "notes": answers.notes(rows, lost, chosen),
+        "heads": [*heads, "lr", "trials", "n"],
+        "rows": [_row(cell, heads, chosen, directory, last_anchor=cell is tables.last_anchor(rows)) for cell in rows],
+        "legend": ("" if line.higher_is_better else "Lower is better. ") + _memory(trained),
+        "scatters": _scatters(trained, line.higher_is_better, directory),
+        "bars": _bars(trained),
+        "seeds": seeds,
+        "spread": [_seeds(cell, seeds, directory) for cell in trained] if len(seeds) > 1 or trials else [],
+        "lrs": [numerals.short(lr) for lr in chosen.lrs],
+        "trials": [{"label": label, "cells": chosen.row(label)} for label in chosen.labels],
+    }
+
+
+def _row(cell: Cell, heads: list[str], chosen, directory: Path, *, last_anchor: bool) -> dict[str, Any]:
+    record = cell.runs[0].record if cell.runs else None
+    edge = " !" if chosen.edge(cell) else ""
+    verdicts = [(cell.verdicts.get(key, ""), _told(cell, key)) for key in (cells.PROBE, cells.FULL)]
+    return {
+        "kind": ("anchor" if cell.anchor else "method") + (" rule" if last_anchor else ""),
+        "label": cell.label.replace("_", " "),
+        "link": _card(cell.runs[0].directory, directory) if cell.runs else "",
+        "value": numerals.score(cell.value) + cell.headlines[0].unit,
+        "ci": numerals.interval(cell.ci95),
+        "seeds": len(cell.runs) or "",
+        "seed_values": ", ".join(map(numerals.score, cell.seed_values)) if cell.runs else "",
+        "verdicts": verdicts,
+        "costs": [text(cell.mean(field)) if cell.runs else "" for head, field, text in COSTS if head in heads]
+        + [
+            (numerals.short(record.lr) + edge) if record and record.lr else "",
+            str(record.tuning_budget) if record and record.tuning_budget else "",
+            numerals.count(cell.headlines[0].n),
+        ],
+    }
+
+
+def _told(cell: Cell, key: str) -> str:
+    test = cell.tests.get(key)
+    if test is None:
+        return ""
+    ends = numerals.interval((test.low, test.high))
+    return f"difference {numerals.signed(test.difference)} {ends}, p {numerals.number(test.p)} before Holm, {test.groups} groups"
+
+
+def _memory(trained: list[Cell]) -> str:
+    kinds = sorted({run.record.memory_kind for cell in trained for run in cell.runs if run.record.memory_kind})
+    hardware = sorted({run.record.hardware for cell in trained for run in cell.runs if run.record.hardware})
+    return ". ".join([*(f"Peak: {kind}" for kind in kinds), *hardware]) + ("." if kinds or hardware else "")
+
+
+def _scatters(trained: list[Cell], higher: bool, directory: Path) -> list[dict]:
+    from markupsafe import Markup
+
+    out = []
+    for title, field, divisor, unit in _SCATTERS:
+        points = [
+            plots.Point(cell.label, cell.mean(field) / divisor, cell.value, cell.ci95, cell.anchor,
+                        _card(cell.runs[0].directory, directory))
+            for cell in trained if cell.mean(field) and cell.value is not None
+        ]  # fmt: skip
+        if len({point.cost for point in points}) > 1:
+            metric = trained[0].metric
+            svg = plots.score_against_cost(points, None, metric=metric, cost=title, unit=unit, higher_is_better=higher)
+            out.append({"name": title, "svg": Markup(svg)})
+    return out
+
+
+def _bars(trained: list[Cell]):
+    from markupsafe import Markup
+
+    costs = {
+        "trainable, thousands": [_over(cell.mean("trainable"), 1e3) for cell in trained],
+        "saved, MiB": [_over(cell.mean("saved_activation_bytes"), 2**20) for cell in trained],
+        "peak, MiB": [_over(cell.mean("peak_memory_bytes"), 2**20) for cell in trained],
+        "step, ms": [_over(cell.mean("step_time_s"), 1e-3) for cell in trained],
+    }
+    svg = plots.cost_bars([cell.label for cell in trained], costs, None) if len(trained) > 1 else None
+    return Markup(svg) if svg else ""
+
+
+def _over(value: float | None, divisor: float) -> float | None:
+    return None if value is None else value / divisor
+
+
+def _seeds(cell: Cell, seeds: list, directory: Path) -> dict[str, Any]:
+    runs = {run.record.seed: run for run in cell.runs}
+    values = cell.seed_values
+    shown = []
+    for seed in seeds:
+        run = runs.get(seed)
+        line = run.record.headline() if run else None
+        link = _card(run.directory, directory) if run else ""
+        shown.append({"text": numerals.score(line.value) if line else "-", "link": link})
+    spread = numerals.score(max(values) - min(values)) if len(values) > 1 else "-"
+    return {"label": cell.label, "cells": shown, "range": spread}
+
+
+def _failed(group: Group | None, missing: Missing, directory: Path) -> dict[str, str]:
+    return {
+        "method": cells.ANCHORS.get(missing.method, missing.method),
+        "seed": "-" if missing.seed is None else str(missing.seed),
+        "group": name(group) if group else "-",
+        "reason": missing.reason,
+        "link": _card(missing.directory, directory) if missing.directory else "",
+    }
+
+
+def _card(run: Path, directory: Path) -> str:
+    """Relative link to a run's card, '' where it has none."""
+    card = run / CARD
+    return Path(os.path.relpath(card, directory)).as_posix() if card.is_file() else ""

@@ -1,0 +1,123 @@
+"""Cells in the order of a report, with their verdicts, and the same table as Markdown and CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+from typing import Any
+
+from core.bench import cells
+from core.bench.cells import ANCHORS, FULL, PROBE, Cell
+
+
+def judged(found: list[Cell]) -> list[Cell]:
+    """Baselines, anchors, then methods by score, each tested against probe and full; Holm over the methods."""
+    trained = list(found)
+    beside = next(
+        (part for run in (run for cell in trained for run in cell.runs) if (part := cells.baselines(run))), []
+    )
+    order = {method: place for place, method in enumerate(ANCHORS)}
+    anchors = sorted((cell for cell in trained if cell.anchor), key=lambda cell: order[cell.method])
+    methods = [cell for cell in trained if not cell.anchor]
+    if methods:
+        better = -1 if methods[0].headlines[0].higher_is_better else 1
+        methods.sort(key=lambda cell: better * cell.value if cell.value is not None else float("inf"))
+    for key in (PROBE, FULL):
+        against = next((cell for cell in anchors if cell.method == key), None)
+        if against is not None:
+            for family in (
+                methods,
+                [*beside, *anchors],
+            ):  # the question is about the methods: anchors cost them nothing
+                cells.judge([(cell, against) for cell in family], [key] * len(family))
+    return [*beside, *anchors, *methods]
+
+
+def last_anchor(rows: list[Cell]) -> Cell | None:
+    """The last row above the methods, None where nothing is below it."""
+    anchors = [cell for cell in rows if cell.anchor]
+    return anchors[-1] if anchors and len(anchors) < len(rows) else None
+
+
+_GROUP = ("domain", "task", "data", "backbone", "split_hash")
+_COSTS = ("trainable", "head_trainable", "fraction", "adapter_bytes", "saved_activation_bytes", "peak_memory_bytes",
+          "flops_forward", "flops_backward", "step_time_s", "examples_per_s", "wall_s")  # fmt: skip
+_TEST = ("verdict", "difference", "low", "high", "p", "groups")
+
+
+def as_csv(groups: list, failed: list) -> str:
+    """One row per cell (all numbers, full precision), then one per failed or missing run; '' is unknown."""
+    file = io.StringIO()
+    heads = [*_GROUP, "label", "method", "status", "metric", "value", "low", "high", "unit", "higher_is_better", "n", "seeds",
+             "seed_values", "gap_closed", *(f"vs_{ANCHORS[key]}_{part}" for key in (PROBE, FULL) for part in _TEST),
+             *_COSTS, "lr", "tuning_budget", "tuning_group", "runs", "reason"]  # fmt: skip
+    writer = csv.DictWriter(file, heads, restval="", lineterminator="\n")
+    writer.writeheader()
+    for group, rows, _ in groups:
+        anchors = {cell.method: cell for cell in rows if cell.runs}
+        for cell in rows:
+            writer.writerow({**dict(zip(_GROUP, group, strict=True)), **_numbers(cell, anchors)})
+    for group, missing in failed:
+        row = dict(zip(_GROUP, group, strict=True)) if group else {}
+        row |= {
+            "label": ANCHORS.get(missing.method, missing.method),
+            "method": missing.method,
+            "status": "failed or missing",
+        }
+        writer.writerow({**row, "seeds": missing.seed, "runs": missing.directory or "", "reason": missing.reason})
+    return file.getvalue()
+
+
+def _numbers(cell: Cell, anchors: dict[str, Cell]) -> dict[str, Any]:
+    line, ends = cell.headlines[0], cell.ci95 or ("", "")
+    record = cell.runs[0].record if cell.runs else None
+    row = {
+        "label": cell.label, "method": cell.method, "status": "done", "metric": cell.metric, "value": cell.value,
+        "low": ends[0], "high": ends[1], "unit": line.unit, "higher_is_better": line.higher_is_better, "n": line.n,
+        "seeds": " ".join(str(run.record.seed) for run in cell.runs),
+        "seed_values": " ".join(f"{value:.6g}" for value in cell.seed_values),
+        "gap_closed": _gap(cell, anchors), "runs": " ".join(str(run.directory) for run in cell.runs),
+    }  # fmt: skip
+    for key in (PROBE, FULL):
+        test = cell.tests.get(key)
+        values = [
+            cell.verdicts.get(key, ""),
+            *((test.difference, test.low, test.high, test.p, test.groups) if test else []),
+        ]
+        row |= dict(zip((f"vs_{ANCHORS[key]}_{part}" for part in _TEST), values, strict=False))
+    if record is not None:
+        row |= {name: cell.mean(name) for name in _COSTS}
+        row |= {name: getattr(record, name) for name in ("lr", "tuning_budget", "tuning_group")}
+    return row
+
+
+def _gap(cell: Cell, anchors: dict[str, Cell]) -> float | None:
+    """(method - probe) / (full - probe); None where full is no better than the probe."""
+    probe, full = (anchors[key].value if key in anchors else None for key in (PROBE, FULL))
+    if probe is None or full is None or cell.value is None:
+        return None
+    sign = 1 if cell.headlines[0].higher_is_better else -1
+    return (cell.value - probe) / (full - probe) if sign * (full - probe) > 0 else None
+
+
+def as_markdown(view: dict[str, Any]) -> str:
+    """The report for a README or an issue: answers, one table per group, failures."""
+    lines = [f"# {view['title']}", "", view["counts"], ""]
+    for group in view["groups"]:
+        lines += [f"## {group['name']}", "", group["answer"], ""]
+        lines += [f"- {note}" for note in group["notes"]] + ([""] if group["notes"] else [])
+        heads = ["method", group["metric"], "95 %", "seeds", "than probe", "than full", *group["heads"]]
+        lines += [_line(heads), _line(["---", *["---:"] * 3, "---", "---", *["---:"] * len(group["heads"])])]
+        for row in group["rows"]:
+            words = [verdict for verdict, _ in row["verdicts"]]
+            lines.append(_line([row["label"], row["value"], row["ci"], row["seeds"], *words, *row["costs"]]))
+        lines += ["", *([group["legend"], ""] if group["legend"] else [])]
+    if view["failed"]:
+        lines += ["## Failed and missing", "", _line(["method", "seed", "question", "reason"]), _line(["---"] * 4)]
+        lines += [_line([row["method"], row["seed"], row["group"], row["reason"]]) for row in view["failed"]]
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _line(parts: list) -> str:
+    return "| " + " | ".join(str(part).replace("|", "\\|").replace("\n", " ") for part in parts) + " |"
