@@ -8,19 +8,20 @@ landscape   fitness of variants at four sites of one wild type, additive and pai
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
 
-from core.contracts import Audit, Data, Split
 from core.errors import ConfigError
+from domains.protein.data.crop import Shortening
+from domains.protein.data.proteins import Proteins
+from domains.protein.data.splits import Splitting, assert_disjoint
 from domains.protein.data.world import INDEX, RESIDUES, World
 
 __all__ = ["Twin", "World"]
 
 
-class Twin(Data):
+class Twin(Proteins):
     """Items of the twin's world: id, group (family), sequence, label; a landscape also has sites and wildtype.
 
     label             what is asked: structure (str per residue), signal (class), landscape (float, wild type 1)
@@ -46,34 +47,21 @@ class Twin(Data):
         small = [(name, n) for name, n in (("train", train), ("val", val), ("test", test)) if n < 1]
         if small:
             raise ConfigError(where=f"data.{small[0][0]}", got=small[0][1], allowed="at least 1 protein")
+        super().__init__(Splitting(), Shortening())
         self.label, self.world, self.seed, self.split = label, world, seed, split
         self.sizes = {"train": train, "val": val, "test": test}
-        self._items: dict[str, list[dict[str, Any]]] = {}
 
     def setup(self) -> None:
         world = World(self.world)
-        if self.label == "landscape":
-            self._items = landscape(world, self.sizes, self.split, self.seed)
-            return
+        parts = landscape(world, self.sizes, self.split, self.seed) if self.label == "landscape" else {}
         for split, n in self.sizes.items():
-            per = 3 if split == "test" else 1
-            seed = self.seed if split == "train" else 0
-            proteins = world.sample(split, -(-n // per), per, seed)[:n]
-            self._items[split] = [
-                {"id": p["id"], "group": p["group"], "sequence": p["sequence"], "label": p[self.label]}
-                for p in proteins
-            ]
-
-    def items(self, split: Split) -> Sequence[dict[str, Any]]:
-        return self._items[split]
-
-    def length(self, item: dict[str, Any]) -> int:
-        return len(item["sequence"])
-
-    def audit(self) -> Audit:
-        from domains.protein.data.audit import audit
-
-        return audit(self._items)
+            if self.label != "landscape":
+                per = 3 if split == "test" else 1
+                proteins = world.sample(split, -(-n // per), per, self.seed if split == "train" else 0)[:n]
+                keys = {"id": "id", "group": "group", "sequence": "sequence", "label": self.label}
+                parts[split] = [{key: p[name] for key, name in keys.items()} for p in proteins]
+        assert_disjoint(parts)
+        self._whole, self._items = parts, dict(parts)
 
 
 def landscape(world: World, sizes: dict[str, int], split: str, seed: int) -> dict[str, list[dict[str, Any]]]:
