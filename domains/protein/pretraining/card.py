@@ -40,8 +40,9 @@ def export(
         {"step": c["step"], **{t: round(c[f"{t} loss"], 4) for t in TASKS if f"{t} loss" in c}} for c in facts["curve"]
     ]
     notes = {"recipe": asdict(recipe), "facts": stored, "curve": curve, "corpus": train.facts, "figures": figures}
-    # Tied weights once: the decoder's matrix is the embedding.
-    tensors = {name: p.detach().contiguous() for name, p in model.net.named_parameters()}
+    # Tied weights once: the decoder's matrix is the embedding. No contact regression: it has not been trained.
+    absent = ("lm_head.decoder.", "esm.contact_head.")
+    tensors = {k: v.contiguous() for k, v in model.net.state_dict().items() if not k.startswith(absent)}
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{recipe.name}.safetensors", folder / f"{recipe.name}.json"]
     _write(paths[0], save(tensors, {key: json.dumps(value) for key, value in notes.items()}))
@@ -90,7 +91,8 @@ def write(folder: Path, name: str) -> Path:
             lines.append(
                 f"| {TASKS[task]} | {figures[f'{task} accuracy']:.3f} "
                 f"| {figures[f'{task} accuracy, most frequent']:.3f} | {figures[f'{task} loss']:.3f} "
-                f"| {figures[f'{task} loss, frequencies alone']:.3f} | {figures[f'{task} perplexity']:.2f} | {figures[f'{task} items']:,} |"
+                f"| {figures[f'{task} loss, frequencies alone']:.3f} | {figures[f'{task} perplexity']:.2f} "
+                f"| {figures[f'{task} items']:,} |"
             )
     compared = folder / f"{name}.transfer.json"
     if compared.is_file():

@@ -14,7 +14,7 @@ import contextlib
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -84,11 +84,15 @@ class Pretraining(nn.Module):
         super().__init__()
         self.recipe = recipe
         self.net = initialise(EsmForMaskedLM(config(recipe)), recipe.seed)
+        self.net.esm.contact_head.requires_grad_(False)  # no loss reaches it
         self.asked = [name for name in ("masked", "conservation") if getattr(recipe, name)]
         self.conservation = nn.Linear(recipe.width, CLASSES) if recipe.conservation else None
         if self.conservation is not None:
             nn.init.zeros_(self.conservation.weight)
             nn.init.zeros_(self.conservation.bias)
+
+    def trained(self) -> list[nn.Parameter]:
+        return [p for p in self.parameters() if p.requires_grad]
 
     def parts(self, tokens: Tensor, classes: Tensor, chosen: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
         """name -> (logits, targets) of the items scored.
@@ -163,6 +167,12 @@ def rate(recipe: Recipe, step: int) -> float:
     return recipe.lr * min(1.0, (step + 1) / recipe.warmup, max(0.02, (recipe.steps - step) / fall))
 
 
+def same_start(stored: dict[str, Any], recipe: Recipe, step: int) -> bool:
+    """Whether a run of another number of steps would have the same weights at `step`: no rate has differed."""
+    other = replace(recipe, steps=stored["steps"])
+    return all(rate(other, s) == rate(recipe, s) for s in range(step))
+
+
 @torch.no_grad()
 def evaluate(model: Pretraining, held: Corpus, train: Corpus, share: float = 0.15) -> dict[str, float]:
     """Held-out figures of each task: loss (nats), perplexity, accuracy, and what frequencies alone give."""
@@ -224,10 +234,10 @@ def train(
     facts   step, seconds, done, curve (list of figures by step)
     """
     model, batches = Pretraining(recipe), Batches(corpus, recipe)
-    optimiser = torch.optim.AdamW(model.parameters(), recipe.lr, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
+    optimiser = torch.optim.AdamW(model.trained(), recipe.lr, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
     facts: dict[str, Any] = {"step": 0, "seconds": 0.0, "curve": []}
     if state.is_file():
-        facts = restore(state, recipe, model, optimiser)
+        facts = restore(state, recipe, model, optimiser, same_start)
         print(f"resumed   {state} at step {facts['step']:,}", flush=True)
     began, spent, first = time.perf_counter(), facts["seconds"], facts["step"]
     running = torch.zeros(())
@@ -240,7 +250,7 @@ def train(
         loss = losses.get("masked", 0.0) + recipe.conservation * losses.get("conservation", 0.0)
         optimiser.zero_grad()
         loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
+        nn.utils.clip_grad_norm_(model.trained(), recipe.clip)
         optimiser.step()
         running = running + loss.detach()
         step += 1
