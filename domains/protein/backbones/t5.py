@@ -1,5 +1,5 @@
 """ProtT5, ProstT5 and Ankh: the encoder of a T5.
-Papers      Elnaggar et al. 2022, TPAMI 44; Heinzinger et al. 2024, NAR Genom. Bioinform. 6; Elnaggar et al. 2023, arXiv 2301.06568
+Papers      Elnaggar et al. 2022, TPAMI 44; Heinzinger et al. 2024, NAR Genom. Bioinform. 6; Elnaggar et al. 2023
 Tokens      one per residue (as in the space-separated text that they were trained on), </s> behind, pad 0; no <cls>.
             U, Z, O, B are read as X. ProstT5 wants <AA2fold> in front.     Hidden  (batch, tokens, channels)
 Precision   fp32 or bf16; in fp16 the T5 family overflows.
@@ -24,7 +24,7 @@ class ProteinT5(Backbone):
     prefix   token in front of the residues, by name"""
 
     roles = {
-        "embed": "shared",
+        "embed": "encoder.embed_tokens",
         "pos.bias": "encoder.block.0.layer.0.SelfAttention.relative_attention_bias",
         "block": "encoder.block.*",
         "attn": "encoder.block.*.layer.0.SelfAttention",
@@ -111,13 +111,8 @@ def _build(config, seed: int):
 
 
 def _tokenizer(path: Path, prefix: str | None) -> ResidueTokenizer:
-    """Residue ids from the folder's own tokenizer, whose pieces are `_A` (sentencepiece) or `A`."""
-    from transformers import AutoTokenizer
-
-    try:
-        vocabulary = AutoTokenizer.from_pretrained(path).get_vocab()
-    except (OSError, ValueError) as error:
-        raise DataError(str(path), f"no tokenizer: {str(error)[:120]}", "spiece.model or tokenizer.json") from None
+    """Residue ids from the folder's own vocabulary, whose pieces are `_A` (sentencepiece) or `A`."""
+    vocabulary = _vocabulary(path)
     ids = {a: vocabulary.get(f"▁{a}", vocabulary.get(a)) for a in tokens.ESM_ORDER if a.isalpha()}
     ids = {letter: i for letter, i in ids.items() if i is not None}
     absent = [name for name in (*tokens.STANDARD, "X") if name not in ids]
@@ -126,3 +121,23 @@ def _tokenizer(path: Path, prefix: str | None) -> ResidueTokenizer:
         raise DataError(str(path), f"no token for {', '.join(absent)}", "a vocabulary of single residues")
     before = (vocabulary[prefix],) if prefix else ()
     return tokens.merged(ids, before, (vocabulary["</s>"],), pad=vocabulary["<pad>"], unknown="X")
+
+
+def _vocabulary(path: Path) -> dict[str, int]:
+    """Piece -> id of tokenizer.json, or of spiece.model with added_tokens.json."""
+    if (path / "tokenizer.json").is_file():
+        content = weights.configuration(path / "tokenizer.json")
+        pieces = content["model"]["vocab"]
+        found = dict(pieces) if isinstance(pieces, dict) else {piece: i for i, (piece, _) in enumerate(pieces)}
+        return found | {token["content"]: token["id"] for token in content.get("added_tokens", [])}
+    if not (path / "spiece.model").is_file():
+        raise DataError(str(path), "no vocabulary", "tokenizer.json or spiece.model")
+    from sentencepiece import SentencePieceProcessor
+
+    try:
+        model = SentencePieceProcessor(model_file=str(path / "spiece.model"))
+    except RuntimeError as error:
+        raise DataError(str(path / "spiece.model"), str(error)[:120], "a sentencepiece model") from None
+    found = {model.id_to_piece(i): i for i in range(model.get_piece_size())}
+    added = path / "added_tokens.json"
+    return found | (weights.configuration(added) if added.is_file() else {})
