@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode, flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
-from core.adapters.probe import pristine, pseudo_loss
+from core.adapters.probe import Example, pristine, pseudo_loss
 
 
 @dataclass(frozen=True)
@@ -120,9 +120,29 @@ def _leaves(loss: Tensor) -> list[Tensor]:
     return found
 
 
+def cost(model: nn.Module, name: str = "default") -> Cost:
+    """What adapter `name` costs, acting alone, on the example's forward in train mode."""
+    from core.adapters.io import adapter_tensors
+    from core.adapters.model import STATE, network, state_of, trainable, use
+
+    state, counts = state_of(model), trainable(model, name)
+    run = Example(model, state.example if state.example is not None else model.example)
+    with use(model, name):
+        kept, forward, backward = measure(model, run)
+    heads = sum(p.numel() for key, p in counts.items() if key.startswith("head|"))
+    own = sum(p.numel() for p in counts.values()) - heads
+    total = sum(p.numel() for key, p in network(model).named_parameters() if key.split(".")[0] != STATE)
+    size = sum(t.nbytes for t in adapter_tensors(model, name).values())
+    return Cost(own, heads, total, own / total, size, kept, forward, backward)
+
+
 def measure(model: nn.Module, run: Callable[[], Any]) -> tuple[int, int, int]:
     """(kept bytes, forward FLOP, backward FLOP) of `run()` in train mode; buffers, flags and random numbers stay."""
     with pristine(model), torch.enable_grad():
         model.train()
+        for module in model.modules():  # frozen statistics do not move in training
+            statistics = getattr(module, "running_mean", None) is not None
+            if statistics and not any(p.requires_grad for p in module.parameters()):
+                module.eval()
         kept = saved_bytes(run, model)
         return kept, *flops(run)
