@@ -7,14 +7,12 @@ atlas backbones protein     atlas doctor                         atlas predict R
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import textwrap
-import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
-from core.errors import ConfigError, PeftError
+from core.errors import ConfigError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -22,16 +20,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     try:
         return args.run(args) or 0
-    except PeftError as error:
-        if os.environ.get("PEFT_TRACEBACK") == "1":
-            traceback.print_exc()
-        print(error, file=sys.stderr)
-        return error.code
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:  # `atlas methods | head`
         sys.stderr.close()
         return 0
+    except Exception as error:
+        from core.main import report
+
+        return report(error)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -162,10 +159,10 @@ def doctor(args: argparse.Namespace) -> int:
 
 
 def report(args: argparse.Namespace) -> None:
+    if not args.directory.is_dir():
+        raise ConfigError("DIR", f"no folder {args.directory}", "a folder with runs, such as outputs/protein")
     from core.bench.report import report
 
-    if not args.directory.is_dir():
-        raise ConfigError("DIR", str(args.directory), "a folder with runs, such as outputs/protein")
     print(report(args.directory))
 
 

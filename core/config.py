@@ -10,10 +10,11 @@ from __future__ import annotations
 import ast
 import difflib
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 from core import source
-from core.errors import ConfigError, Problem, did_you_mean
+from core.errors import ConfigError, DataError, Problem, did_you_mean
 from core.source import REQUIRED, UNREADABLE, Definition, Parameter, simple_type
 
 
@@ -24,13 +25,14 @@ def _schema(rows: Mapping[str, str]) -> tuple[Parameter, ...]:
 TOP = _schema(
     {"seed": "int", "domain": "str", "backbone": "dict", "data": "dict", "task": "dict", "adapter": "dict"}
     | {"optim": "dict", "loader": "dict", "trainer": "dict", "run": "dict", "choices": "dict"}
-    | {"threads": "int | None", "metric": "dict | None", "sweep": "dict | None"}
+    | {"threads": "int | None", "metric": "dict | None", "sweep": "dict | None", "tuning": "dict | None"}
 )
 RUN = _schema(
     {"fit": "bool", "test": "bool", "resume": "Literal['auto', 'never', 'weights']", "limit": "int | None"}
     | {"audit": "Literal['gate', 'warn']"}
 )
 SWEEP = _schema({"methods": "list[str]", "lr": "list[float]", "seeds": "list[int]"})
+TUNING = _schema({"group": "str", "budget": "int"})  # written by a comparison into the configs of its cells
 METRIC = _schema({"name": "str", "mode": "Literal['max', 'min']"})
 # What `attach` takes beside the method's own options.
 ATTACH = _schema(
@@ -57,6 +59,7 @@ TRAINER = _schema(
 )
 # Sections without a `_target_` of their own.
 SECTIONS = {"optim": "core.training.optim.Optim", "loader": "core.data.loading.Loader"}
+FILE = "config.yaml"  # in a run directory
 PARTS = ("backbone", "data", "task", "adapter")
 _HYDRA_KEYS = {"_target_", "_partial_", "_recursive_", "_convert_", "_args_"}
 # Given by the binder, never by a config.
@@ -68,6 +71,24 @@ def check(cfg: Any) -> None:
     problems = find(plain(cfg))
     if problems:
         raise ConfigError(problems=problems)
+
+
+def read(directory: Path) -> Any:
+    """The config of the run in `directory`, without the lines that only Hydra reads. DataError: there is none."""
+    from omegaconf import DictConfig, OmegaConf
+
+    file = Path(directory) / FILE
+    try:
+        cfg = OmegaConf.load(file)
+    except OSError as error:
+        fix = "RUN is a folder such as outputs/protein/<date>_..."
+        raise DataError(str(file), error.strerror or "unreadable", "the config.yaml of a run", fix) from error
+    except Exception as error:  # YAML's own errors have no common base but Exception
+        raise DataError(str(file), f"not YAML: {str(error).splitlines()[0]}", "the file as it was written") from error
+    if not isinstance(cfg, DictConfig):
+        raise DataError(str(file), "not a mapping", "the file as it was written")
+    cfg.pop("defaults", None)
+    return cfg
 
 
 def plain(cfg: Any) -> dict[str, Any]:
@@ -92,7 +113,7 @@ def find(cfg: Mapping[str, Any]) -> list[Problem]:
     for name, target in SECTIONS.items():
         if isinstance(cfg.get(name), Mapping):
             found += _target(name, {"_target_": target, **cfg[name]})
-    for name, schema in (("trainer", TRAINER), ("run", RUN), ("metric", METRIC), ("sweep", SWEEP)):
+    for name, schema in (("trainer", TRAINER), ("run", RUN), ("metric", METRIC), ("sweep", SWEEP), ("tuning", TUNING)):
         if isinstance(cfg.get(name), Mapping):
             found += _keys(name, cfg[name], schema)
             found += _nested(name, cfg[name])

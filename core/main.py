@@ -28,11 +28,11 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from core import catalog, compose, source
-from core.config import check, plain
+from core.config import FILE as CONFIG
+from core.config import check, plain, read
 from core.errors import ConfigError, EnvironmentError_, PeftError, TrainingError
 from core.paths import conf_dir
 
-CONFIG = "config.yaml"
 HEADER = "# {command}\n# repeat: python -m domains.{domain}.train --config-dir {directory} --config-name config\n"
 OURS = (CONFIG, "run.log", "result.json")
 
@@ -170,9 +170,8 @@ def _changed(cfg: DictConfig, directory: Path) -> list[str]:
     """Top-level keys that differ from the config.yaml of the run that lies there."""
     if not (directory / CONFIG).exists():
         return []
-    before = OmegaConf.to_container(OmegaConf.load(directory / CONFIG))
-    after = plain(cfg)
-    same = {"defaults", "run", "choices"}  # `run` says what to do, not what is computed
+    before, after = plain(read(directory)), plain(cfg)
+    same = {"run", "choices"}  # `run` says what to do, not what is computed
     keys = [key for key in {**before, **after} if key not in same]
     return [key for key in keys if before.get(key) != after.get(key)]
 

@@ -184,7 +184,7 @@ def test_a_methods_options_are_what_attach_takes():
 
 
 @pytest.mark.parametrize(
-    ("domain", "overrides"), list(combinations()), ids=lambda v: v if isinstance(v, str) else str(v)
+    ("domain", "overrides"), list(combinations()), ids=str
 )
 def test_every_preset_composes_and_passes(domain, overrides):
     check(compose(domain, overrides))
