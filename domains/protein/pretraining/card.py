@@ -21,6 +21,7 @@ TITLES = {
     "esm2_mini": "An ESM-2 for the protein twin's world, of no use on real sequences.",
     "esm2_small": "A small ESM-2 from real protein sequences and conservation classes.",
 }
+UNWRITTEN = ("transformers_version", "is_decoder", "add_cross_attention", "use_cache", "is_folding_model")
 SOURCES = {
     "esm2_mini": "Made at run time from a seed (`domains/protein/data/world.py`); no file, no licence.",
     "esm2_small": "FLIP (J-SNACKKB/FLIP, AFL-3.0): training sequences of the conservation, secondary-structure and "
@@ -46,7 +47,8 @@ def export(
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{recipe.name}.safetensors", folder / f"{recipe.name}.json"]
     _write(paths[0], save(tensors, {key: json.dumps(value) for key, value in notes.items()}))
-    settings = model.net.config.to_diff_dict() | {"architectures": ["EsmForMaskedLM"]}
+    settings = {k: v for k, v in model.net.config.to_diff_dict().items() if v is not None and k not in UNWRITTEN}
+    settings |= {"architectures": ["EsmForMaskedLM"]}
     _write(paths[1], json.dumps(settings, indent=2).encode() + b"\n")
     return [*paths, write(folder, recipe.name)]
 
