@@ -31,7 +31,7 @@ RUN = _schema(
     {"fit": "bool", "test": "bool", "resume": "Literal['auto', 'never', 'weights']", "limit": "int | None"}
     | {"audit": "Literal['gate', 'warn']"}
 )
-SWEEP = _schema({"methods": "list[str]", "lr": "list[float]", "seeds": "list[int]"})
+SWEEP = _schema({"methods": "list[str]", "lr": "list[float]", "seeds": "list[int]", "tune_seeds": "int"})
 TUNING = _schema({"group": "str", "budget": "int"})  # written by a comparison into the configs of its cells
 METRIC = _schema({"name": "str", "mode": "Literal['max', 'min']"})
 # What `attach` takes beside the method's own options.

@@ -34,7 +34,7 @@ from core.errors import ConfigError, EnvironmentError_, PeftError, TrainingError
 from core.paths import conf_dir
 
 HEADER = "# {command}\n# repeat: python -m domains.{domain}.train --config-dir {directory} --config-name config\n"
-OURS = (CONFIG, "run.log", "result.json")
+BEFORE_TRAINING = (CONFIG, "run.log", "result.json", "audit.json", "sites.json")  # what a run writes until it trains
 
 
 class Failed(float):
@@ -132,8 +132,8 @@ def _run(cfg: DictConfig, directory: Path) -> float:
     if cfg.get("sweep"):
         from core.bench import compare
 
-        compare.run(cfg, directory)
-        return float("nan")
+        code = compare.run(cfg, directory)
+        return Failed(code) if code else float("nan")
     from core.training import run
 
     record = run.run(cfg, directory)
@@ -249,7 +249,7 @@ class RunDirectory(Callback):
             self.first_new = _first_new(self.directory)
             claim(OmegaConf.create(plain(cfg)), self.directory)
             _make(self.directory)
-            self.kept = {name for name in OURS if (self.directory / name).exists()}
+            self.kept = {path.name for path in self.directory.iterdir()}
         except Exception as error:
             raise Refused(report(error)) from error
 
@@ -257,9 +257,9 @@ class RunDirectory(Callback):
         code = getattr(getattr(job_return, "_return_value", None), "code", 0)
         if not code:
             return
-        began = (self.directory / "checkpoints").exists()
-        if code in (2, 3, 4, 6) and not began and not _follower():
-            for name in set(OURS) - self.kept:
+        new = {path.name for path in self.directory.iterdir()} - self.kept
+        if code in (2, 3, 4, 6) and new <= set(BEFORE_TRAINING) and not _follower():
+            for name in new:
                 (self.directory / name).unlink(missing_ok=True)
             if self.first_new is not None:
                 shutil.rmtree(self.first_new, ignore_errors=True)

@@ -1,0 +1,148 @@
+"""What can be done with a finished run: predict with it, fold its adapter into the base, export it."""
+
+from __future__ import annotations
+
+import csv
+import importlib
+import io
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from core.config import check, read
+from core.errors import ConfigError, DataError
+
+LEARNED = "task.json"  # in a run directory: what the task learned from the labels, such as the names of the classes
+
+
+class Shipped(NamedTuple):
+    """A run made usable: `model` has the trained adapter, active, and its head; everything in eval mode."""
+
+    cfg: Any
+    model: Any
+    task: Any
+    head: Any
+    name: str
+
+
+def open_run(directory: Path) -> Shipped:
+    """The run in `directory`, built anew from its config.yaml and adapter/. DataError where it never finished."""
+    cfg = read(directory)
+    check(cfg)
+
+    from core.adapters import head, load_adapter
+    from core.training import assemble
+
+    if not (directory / "adapter").is_dir():
+        fix = "let the run end: the same command goes on from its checkpoint"
+        raise DataError(str(directory), "no adapter/", "the directory of a finished run", fix)
+    if (directory / LEARNED).exists():
+        cfg.task.update(json.loads((directory / LEARNED).read_text(encoding="utf-8")))
+    backbone, task = assemble.make(cfg, "backbone", cfg.seed), assemble.make(cfg, "task", cfg.seed)
+    name = cfg.adapter.get("name") or "default"
+    method = assemble.located(cfg.adapter["_target_"])
+    load_adapter(backbone, directory / "adapter", name=name, head=task.head(backbone), method=method)
+    return Shipped(cfg, backbone.eval(), task.eval(), head(backbone, name), name)
+
+
+def predict(directory: Path, source: Path, out: Path, *, batch_size: int = 16) -> str:
+    """Writes one row per item of `source` to `out` (.csv or .jsonl), in its order; says how many.
+
+    The field reads the file: `domains.<field>.predict.read(path)` gives the items, without labels.
+    """
+    if out.suffix not in (".csv", ".jsonl"):
+        raise ConfigError("--out", out.name, "a name that ends in .csv or .jsonl")
+    if batch_size < 1:
+        raise ConfigError("--batch-size", batch_size, "1 or more")
+    items = list(importlib.import_module(f"domains.{read(directory).domain}.predict").read(source))
+    run = open_run(directory)
+    rows = list(_rows(run, items, batch_size))
+    text = _jsonl(rows) if out.suffix == ".jsonl" else _csv(rows)
+    from core.bench.result import write_whole
+
+    write_whole(out, text)
+    return f"{len(rows)} predictions of {directory.name}\nlook   {out}"
+
+
+def _rows(run: Shipped, items: Sequence[dict[str, Any]], batch_size: int) -> Iterator[dict[str, Any]]:
+    import torch
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = run.model.to(device)
+    for start in range(0, len(items), batch_size):
+        batch = run.task.collate(list(items[start : start + batch_size]), run.model.tokenizer)
+        batch = {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
+        with torch.inference_mode():
+            yield from run.task.predict(model(batch), batch, run.head)
+
+
+def _jsonl(rows: list[dict[str, Any]]) -> str:
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+def _csv(rows: list[dict[str, Any]]) -> str:
+    """Columns in order of appearance; lists and mappings as JSON."""
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    for row in rows:
+        writer.writerow({k: json.dumps(v) if isinstance(v, (list, dict)) else v for k, v in row.items()})
+    return text.getvalue()
+
+
+def merge(directory: Path, out: Path) -> str:
+    """Writes the network with the adapter folded in (and the head beside it); says how exact that is.
+
+    A network that can write its library's own folder (`save_pretrained`) does so; of another, `model.safetensors` has
+    the state dict under the base's own names.
+    """
+    _empty(out)
+    run = open_run(directory)
+    from core import adapters
+    from core.adapters.model import record
+    from core.bench.result import write_whole
+
+    error = None
+    if not record(run.model, run.name).in_place:  # full fine-tuning: the base holds the values already
+        error = adapters.merge(run.model, run.name, keep_backup=False).max_error
+    net = adapters.network(run.model)
+    out.mkdir(parents=True, exist_ok=True)
+    if hasattr(net, "save_pretrained"):
+        net.save_pretrained(out)
+    else:
+        _save(net, out / "model.safetensors")
+    if run.head is not None:
+        _save(run.head, out / "head.safetensors")
+    facts = {"run": directory.name, "backbone": dict(run.cfg.backbone), "max_error": error}
+    write_whole(out / "merge.json", json.dumps(facts, indent=1) + "\n")
+    exact = "nothing to fold" if error is None else f"relative error {error:.1e}"
+    return f"merged {directory.name}: {exact}\nlook   {out}"
+
+
+def _save(module: Any, path: Path) -> None:
+    """A module's state dict as safetensors; tied tensors once, under their first name."""
+    from safetensors.torch import save_file
+
+    kept, seen = {}, set()
+    for key, tensor in module.state_dict().items():
+        if (place := (tensor.data_ptr(), tensor.shape)) not in seen or not tensor.numel():
+            kept[key] = tensor.detach().cpu().contiguous()
+            seen.add(place)
+    save_file(kept, path, metadata={"format": "pt"})
+
+
+def export(directory: Path, out: Path) -> str:
+    """Writes the adapter in Hugging Face peft's layout. UnsupportedError: the method has no exact equivalent there."""
+    _empty(out)
+    run = open_run(directory)
+    from core.adapters import export_peft
+
+    export_peft(run.model, out, run.name)
+    return f"exported {directory.name} in the layout of peft\nlook   {out}"
+
+
+def _empty(out: Path) -> None:
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ConfigError("--out", f"{out} exists and is not empty", "a new folder", "name another")
