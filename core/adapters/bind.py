@@ -218,9 +218,15 @@ def _name(parameter: str, path: str) -> str:
 
 
 def remove(state: State, net: nn.Module, adapter: str) -> None:
-    """Take one adapter's methods out; slots without methods leave their hosts as they found them."""
-    for key, slot in list(state.slots.items()):
+    """Take one adapter's methods out; hosts without any are left as they were found."""
+    for slot in state.slots.values():
         slot.remove(adapter)
+    release(state, net)
+
+
+def release(state: State, net: nn.Module) -> None:
+    """Take slots without methods off their hosts."""
+    for key, slot in list(state.slots.items()):
         if slot.parts:
             continue
         for owner, name in slot.owners:
@@ -345,7 +351,7 @@ def tensors(state: State, adapter: Adapter) -> dict[str, nn.Parameter]:
     return found
 
 
-def check_live(state: State, net: nn.Module, adapter: Adapter, example: Callable) -> None:
+def check_live(state: State, net: nn.Module, adapter: Adapter, example: Callable, selection: bool = False) -> None:
     """Every site gets a gradient in both grad modes and is read in (eval, no_grad); DeadSiteError lists those that do not."""
     wanted = {}
     for bound in adapter.bound:
@@ -376,10 +382,24 @@ def check_live(state: State, net: nn.Module, adapter: Adapter, example: Callable
             dead.setdefault(bound.site.key, []).append(f"not read in {mode}")
 
     probe.in_modes(example.model, run)
+    if dead and selection and len(dead) < len(adapter.bound):
+        _skip(state, net, adapter, set(dead))
+        return
     if dead:
         raise DeadSiteError(problems=[
             Problem(key, "; ".join(dict.fromkeys(what)), "every site is read and gets a gradient", _fix(adapter, key)) for key, what in dead.items()
         ])  # fmt: skip
+
+
+def _skip(state: State, net: nn.Module, adapter: Adapter, keys: set[str]) -> None:
+    """A selection chose by structure: parameters that the example does not reach are left out, and listed."""
+    for bound in [b for b in adapter.bound if b.site.key in keys]:
+        slot = state.slots[bound.slot]
+        slot.parts = [part for part in slot.parts if part.method != bound.method]
+        del slot.methods[bound.method]
+        adapter.bound.remove(bound)
+        adapter.skipped.append(bound.site.key)
+    release(state, net)
 
 
 def consumed(state: State, adapter: Adapter, run: Callable) -> list[Bound]:

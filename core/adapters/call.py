@@ -27,8 +27,8 @@ def order_of(tokens: int, out: int, columns: int) -> str:
 
 
 def compute_dtype(x: Tensor, W: Tensor) -> torch.dtype:
-    """The dtype the host itself would compute in: autocast's where it is on, else the weight's."""
-    if torch.is_autocast_enabled(x.device.type):
+    """The dtype the host itself would compute in: autocast's where it is on and the host multiplies, else the weight's."""
+    if x.is_floating_point() and torch.is_autocast_enabled(x.device.type):
         return torch.get_autocast_dtype(x.device.type)
     return W.dtype
 
@@ -50,16 +50,20 @@ class LowRank(torch.autograd.Function):
         ctx.order = order_of(len(x2), *M.shape)
         ctx.ops, ctx.scales, ctx.dtype, ctx.shape = ops, scales, dtype, x.shape
         ctx.has_bias, ctx.x_dtype = b is not None, x.dtype
-        bias = None if b is None else b.to(dtype)
-        if ctx.order == "merged":
-            y = F.linear(x2, _merged(M, ops, scales, factors).to(dtype), bias)
+        merged = ctx.order == "merged"
+        product = (_merged(M, ops, scales, factors) if merged else M).to(dtype).T
+        # Written into a tensor of the final shape: a view could not be changed in place by the network (fair-esm does).
+        y = x2.new_empty(*x.shape[:-1], product.shape[1])
+        y2 = y.view(-1, product.shape[1])
+        if b is None:
+            torch.mm(x2, product, out=y2)
         else:
-            y = F.linear(x2, M.to(dtype), bias)
+            torch.addmm(b.to(dtype), x2, product, out=y2)
+        if not merged:
             for op, scale, A, B in _parts(ops, scales, factors):
-                h = F.linear(x2, A.to(dtype))
-                _add(y, op, h, B.to(dtype).T, scale)
+                _add(y2, op, F.linear(x2, A.to(dtype)), B.to(dtype).T, scale)
         ctx.save_for_backward(x, W, *factors)
-        return y.view(*x.shape[:-1], y.shape[-1])
+        return y
 
     @staticmethod
     @once_differentiable

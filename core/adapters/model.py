@@ -100,7 +100,7 @@ def attach(
         if thin and not adapter.in_place:
             state.thinned = thin_layers.thin(net)
         if verify and not adapter.in_place:
-            bind.check_live(state, net, adapter, run)
+            bind.check_live(state, net, adapter, run, selection=cls.face == "selection")
     except BaseException:
         _forget(model, net, state, name)
         state.routing.active = before

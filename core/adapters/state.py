@@ -208,12 +208,12 @@ class Slot(nn.Module):
             for part in self.routed():
                 index = self._rows_of(part, h)
                 pick = [t.index_select(part.batch_axis, index) for t in (h, x)]
-                h = h.index_copy(part.batch_axis, index, self.methods[part.method](*pick).to(h.dtype))
+                h = h.index_copy(part.batch_axis, index, _in_fp32(self.methods[part.method], *pick))
         else:
             acting = self.acting()
             start = h
             for part, weight in acting:
-                new = self.methods[part.method](start, x)
+                new = _in_fp32(self.methods[part.method], start, x)
                 h = new if len(acting) == 1 and weight == 1.0 else h + weight * (new - start)
         return h if container is None else type(container)((h, *container[1:]))
 
@@ -227,14 +227,25 @@ def _whole(op: Op) -> Op:
     return whole
 
 
+def _in_fp32(method: nn.Module, h: Tensor, x: Tensor) -> Tensor:
+    """An activation method in its own precision (autocast decides where it is on), the result in the network's."""
+    if torch.is_autocast_enabled(h.device.type):
+        return method(h, x).to(h.dtype)
+    dtype = next(method.parameters()).dtype
+    return method(h.to(dtype), x.to(dtype) if x.is_floating_point() else x).to(h.dtype)
+
+
 def _output(method: WeightMethod, op: Op, x: Tensor, y: Tensor, W: Tensor, b: Tensor | None) -> Tensor:
     """A method's output form; through its weight form where it has none."""
     M = op.matrix(W)
     bias = op.bias(b, y.ndim)
-    if method.output is not None:
-        return method.output(x, y, op, M, bias)
-    new = op.apply(x, method.weight(M.float()).to(x.dtype if x.is_floating_point() else M.dtype))
-    return new if bias is None else new + bias
+    if method.output is None:
+        new = op.apply(x, method.weight(M.float()).to(x.dtype if x.is_floating_point() else M.dtype))
+        return new if bias is None else new + bias
+    if not torch.is_autocast_enabled(y.device.type) and y.dtype in (torch.bfloat16, torch.float16):
+        x = x.float() if x.is_floating_point() else x
+        y, M, bias = y.float(), M.float(), None if bias is None else bias.float()
+    return method.output(x, y, op, M, bias)
 
 
 class State(nn.Module):
