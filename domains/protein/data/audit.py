@@ -187,4 +187,4 @@ def _homologs(items: Items, found: Audit) -> None:
     close = len(by_band[BAND_NAMES[-1]])
     if close and not variants:
         share = close / len(chosen)
-        found.warnings.append(f"{close} test proteins ({share:.0%}) have a train protein above 50 % identity")
+        found.warnings.append(f"{close} test proteins ({share:.1%}) have a train protein above 50 % identity")

@@ -9,7 +9,6 @@ from domains.protein.data.fasta import unlabelled
 from domains.protein.data.proteins import (
     MISSING,
     Proteins,
-    TargetType,
     read_label,
     read_resolved,
     read_sequence,
@@ -40,7 +39,7 @@ class Csv(Proteins):
         *,
         seq: str = "sequence",
         target: str | None = "target",
-        target_type: TargetType = "number",
+        target_type: Literal["number", "class", "residue"] = "number",
         id: str | None = None,
         group: str | None = None,
         resolved: str | None = None,
