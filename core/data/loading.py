@@ -233,7 +233,7 @@ def _as_is(batch: Any) -> Any:
 
 
 def quiet() -> None:
-    """Lightning's advice that does not hold here: loaders do resume, 0 workers is a choice, frozen norms are in eval."""
+    """Lightning's advice that does not hold here: loaders do resume, 0 workers is a choice, frozen norms eval."""
     advice = (".*your dataloader is not resumable.*", ".*does not have many workers.*", ".*in eval mode at the start.*")
     for text in advice:
         warnings.filterwarnings("ignore", text)

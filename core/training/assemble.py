@@ -68,6 +68,25 @@ def adapt(cfg: DictConfig, backbone: Backbone, head: nn.Module | None) -> tuple[
     return backbone, name
 
 
+def settings(cfg: DictConfig) -> dict[str, Any]:
+    """Dotted key -> value of all that decides a run's bits; worker count, tests and names do not."""
+    plain = OmegaConf.to_container(cfg, resolve=True)
+    plain["run"] = {"limit": plain["run"].get("limit")}
+    flat: dict[str, Any] = {}
+
+    def walk(node: Any, at: str) -> None:
+        if isinstance(node, dict):
+            for key, value in node.items():
+                walk(value, f"{at}.{key}" if at else str(key))
+        else:
+            flat[at] = node
+
+    for key in ("seed", "backbone", "data", "task", "adapter", "optim", "loader", "trainer", "metric", "run"):
+        walk(plain.get(key), key)
+    flat.pop("loader.workers", None)
+    return flat
+
+
 def located(target: str) -> Any:
     module, _, name = target.rpartition(".")
     return getattr(importlib.import_module(module), name)
@@ -148,7 +167,7 @@ def base_digest(model: nn.Module) -> str:
 
 
 def merge_error(model: nn.Module, name: str) -> float | None:
-    """Relative error of merging on the example, with the base put back to the bit; None where there is no weight form."""
+    """Relative error of merging on the example, the base then put back to the bit; None without a weight form."""
     from core.adapters import adapters, merge, unmerge
     from core.errors import AdapterError, PeftError
 

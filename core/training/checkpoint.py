@@ -17,7 +17,7 @@ import torch
 from lightning.pytorch.callbacks import Checkpoint
 
 from core.bench.result import MetricRecord
-from core.errors import DataError, TrainingError
+from core.errors import DataError, Problem, TrainingError
 from core.training import files
 
 LAST, PREVIOUS, BEST = "last.safetensors", "previous.safetensors", "best.safetensors"
@@ -57,14 +57,16 @@ def find(folder: Path) -> Found:
 class Door(Checkpoint):
     """Saves `last` every `every` steps and at an epoch's start, never inside an accumulation; lands after a resume.
 
+    settings   config by dotted key; what must be equal for the bits to be equal. A resume with others is refused
+
     SIGINT and SIGTERM are taken at the next door: the checkpoint is written, then Interrupted is raised. A second
     SIGINT stops at once.
     """
 
     state_key = "Door"
 
-    def __init__(self, folder: Path, every: int, seed: int = 0):
-        self.folder, self.every, self.seed = folder, max(1, every), seed
+    def __init__(self, folder: Path, every: int, seed: int = 0, settings: dict[str, Any] | None = None):
+        self.folder, self.every, self.seed, self.settings = folder, max(1, every), seed, settings or {}
         self.landing: dict[str, Any] | None = None
         self.saved_step = -1
         self.done = False
@@ -77,7 +79,7 @@ class Door(Checkpoint):
     # ------------------------------------------------------------------ state
 
     def state_dict(self) -> dict[str, Any]:
-        names = ("at", "rng", "saved_step", "done", "metrics")
+        names = ("at", "rng", "saved_step", "done", "metrics", "settings")
         return {name: getattr(self, name) for name in names}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -126,15 +128,16 @@ class Door(Checkpoint):
         trainer.fit_loop._restarting = False
         metrics = {name: torch.tensor(value) for name, value in saved["metrics"].items()}
         trainer._logger_connector._callback_metrics.update(metrics)
-        here = self.where(trainer, batch_idx)
-        if wrong := [key for key in here if here[key] != saved["at"].get(key)]:
+        at = self.where(trainer, batch_idx)
+        here, there = self.settings | at, saved["settings"] | saved["at"]
+        if wrong := [key for key in here.keys() | there.keys() if here.get(key) != there.get(key)]:
+            fix = "the same settings as before, or run.resume=weights to start anew from these weights"
             raise TrainingError(
-                "resume",
-                ", ".join(f"{key} {here[key]}" for key in wrong),
-                ", ".join(f"{key} {saved['at'].get(key)}" for key in wrong),
-                "the same settings as before, or run.resume=weights to start anew from these weights",
+                problems=[
+                    Problem(f"resume: {key}", repr(here.get(key)), repr(there.get(key)), fix) for key in sorted(wrong)
+                ]
             )
-        self.at, self.metrics = here, saved["metrics"]
+        self.at, self.metrics = at, saved["metrics"]
         set_rng(saved["rng"][trainer.global_rank])  # whatever start-up drew no longer matters
 
     def on_save_checkpoint(self, trainer, module, checkpoint: dict[str, Any]) -> None:

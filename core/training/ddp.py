@@ -65,8 +65,8 @@ class Ddp(DDPStrategy):
 class OrderedSums(Callback):
     """From 3 ranks on, gradients are gathered and added in the order of the ranks.
 
-    An all-reduce adds in an order that depends on an element's place in its bucket, and DDP fills its buckets anew after
-    the first step: a resumed process would sum in another order, with other bits. Two ranks add the same either way.
+    An all-reduce adds in an order that depends on an element's place in its bucket, and DDP fills its buckets anew
+    after the first step: a resumed process would sum in another order, with other bits. Two ranks add alike.
     """
 
     def on_train_start(self, trainer, module) -> None:

@@ -36,7 +36,7 @@ def write_rows(path: Path, found: list[dict[str, Any]]) -> None:
 
 
 def rivals(task: Task, backbone: Backbone, data: Data, items: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """name -> {metrics, rows} of every baseline and, where the task has one, `zero_shot` of the base without adapter."""
+    """name -> {metrics, rows} of every baseline and, where the task has one, `zero_shot` of the base alone."""
     named = dict(task.baselines(data))
     base = _base(backbone)
     with base, torch.no_grad():

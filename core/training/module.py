@@ -71,7 +71,7 @@ class PeftModule(L.LightningModule):
         return self
 
     def carried(self) -> dict[str, Tensor]:
-        """Every tensor that training may change: trained parameters, buffers of adapter and head (of a trained base)."""
+        """Every tensor that training may change: trained parameters, buffers of adapter, head and a trained base."""
         trained = {id(p) for p in self.tensors.values()}
         found = {name: p for name, p in self.model.named_parameters() if id(p) in trained}
         net = network(self.model)

@@ -13,7 +13,6 @@ import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from core.bench import result
-from core.bench.result import Certificate, Devices, ErrorRecord, MetricRecord, Plan, Primary, Record
+from core.bench.result import Certificate, ErrorRecord, MetricRecord, Plan, Primary, Record
 from core.data import loading
 from core.errors import ConfigError, PeftError, Problem, TrainingError
 from core.training import assemble, evaluate, files, present
@@ -32,6 +31,7 @@ from core.training.memory import exhausted
 from core.training.module import PeftModule
 from core.training.optim import Optim
 from core.training.progress import Progress, Screen
+from core.training.record import begin, describe, note_cost, now, write_facts
 from core.training.rehearsal import Rehearsal, Rehearsed
 from core.training.rows import Rows
 
@@ -48,7 +48,7 @@ def run(cfg: DictConfig, directory: str | Path) -> Record:
     leader = os.environ.get("LOCAL_RANK", "0") == "0"
     screen = Screen(directory / "run.log", quiet=not leader)
     begun = time.monotonic()
-    record = _begin(cfg, directory)
+    record = begin(cfg, directory)
     if leader:
         directory.mkdir(parents=True, exist_ok=True)
         if not (directory / "config.yaml").exists():
@@ -57,7 +57,7 @@ def run(cfg: DictConfig, directory: str | Path) -> Record:
 
     def close(status: str, error: BaseException | None = None) -> None:
         record.status, record.error = status, None if error is None else ErrorRecord.of(error)
-        record.ended, record.wall_s = _now(), time.monotonic() - begun
+        record.ended, record.wall_s = now(), time.monotonic() - begun
         if leader:
             result.write(directory, record)
 
@@ -92,9 +92,9 @@ def _run(cfg: DictConfig, directory: Path, record: Record, screen: Screen) -> No
     model, name = assemble.adapt(cfg, parts.backbone, parts.task.head(parts.backbone))
     module = _module(cfg, model, name, parts)
     loaders = assemble.loaders(cfg, parts)
-    _describe(record, cfg, model, name, module, parts, loaders)
+    describe(record, cfg, model, name, module, parts, loaders)
     if not screen.quiet:
-        _write_facts(directory, model, name, parts)
+        write_facts(directory, model, name, parts)
         result.write(directory, record)
         _announce(record, model, name, parts, screen)
     best, trainer, rivals = _fit(cfg, directory, record, module, name, parts, loaders, screen)
@@ -133,7 +133,7 @@ def _fit(cfg, directory: Path, record: Record, module, name: str, parts, loaders
         screen.say(present.checked(seen.live, seen.live[1], seen.peak_bytes, seconds, module.base_trains))
 
     rehearsal = Rehearsal(name, ready)
-    door = Door(folder, min(500, max(1, total // 20)), cfg.seed)
+    door = Door(folder, min(500, max(1, total // 20)), cfg.seed, assemble.settings(cfg))
     callbacks = [cost, rehearsal, rows, OrderedSums(), Progress(screen, best, total), *_own_callbacks(cfg), best, door]
     trainer = assemble.trainer(cfg, directory, callbacks, batches, unused=module.base_trains)
     rivals = None
@@ -145,18 +145,15 @@ def _fit(cfg, directory: Path, record: Record, module, name: str, parts, loaders
         before = assemble.base_digest(module.model)
         _train(trainer, module, loaders, found.path)
         if trainer.global_rank == 0:
-            _note_cost(folder, record, cost, rehearsal, rows, trainer, module, before)
+            note_cost(folder / COST, record, cost, rehearsal, rows, trainer, module, before)
     elif cfg.run.fit and not module.tensors:
         screen.say("  nothing to train: the base is scored as it is")
+    kept = None
     if (folder / BEST).exists():
         kept = files.read(folder / BEST)
         module.carry(kept["tensors"], str(folder / BEST))
-    elif fit or found.path is not None:
-        kept = None
-        if found.path is not None and not fit:
-            module.carry(files.read(found.path)["state_dict"], str(found.path))
-    else:
-        kept = None
+    elif found.path is not None and (found.done or not fit):
+        module.carry(files.read(found.path)["state_dict"], str(found.path))
     return kept, trainer, rivals
 
 
@@ -213,25 +210,6 @@ def _train(trainer, module, loaders, path: Path | None) -> None:
             launcher.forget()
 
 
-def _note_cost(folder: Path, record: Record, cost, rehearsal, rows, trainer, module, before: str) -> None:
-    """Costs and counts into the record's shape, kept in a file for a later resume that only scores."""
-    seen: Rehearsed = rehearsal.result
-    unchanged = None if module.base_trains else before == assemble.base_digest(module.model)
-    noted = cost.result() | {
-        "saved_activation_bytes": seen.saved_bytes,
-        "flops_forward": seen.flops_forward,
-        "flops_backward": seen.flops_backward,
-        "steps": trainer.global_step,
-        "examples_seen": rows.examples,
-        "epochs": rows.examples / max(1, len(trainer.datamodule.items("train"))),
-        "batch_size": round(rows.examples / max(1, trainer.global_step)),
-        "live": list(seen.live) if seen.live[1] else None,
-        "base_bit_equal": unchanged,
-        "plan": record.plan.model_dump() if record.plan else None,
-    }
-    result.write_whole(folder / COST, json.dumps(noted, indent=1) + "\n")
-
-
 # ---------------------------------------------------------------------- score
 
 
@@ -272,64 +250,6 @@ def _score(cfg, directory: Path, record: Record, module, name, parts, loaders, b
 
 
 # ---------------------------------------------------------------------- record, screen, log
-
-
-def _begin(cfg: DictConfig, directory: Path) -> Record:
-    """The record as far as the config tells; what an interrupted run has noted as its start stays."""
-    choices = cfg.get("choices") or {}
-    plain = OmegaConf.to_container(cfg, resolve=True)
-    started = _now()
-    if (directory / result.FILE).exists():
-        started = result.read(directory).started or started
-    tuning = plain.get("tuning") or {}
-    return Record(
-        run_id=directory.name,
-        started=started,
-        domain=cfg.get("domain"),
-        task=choices.get("task"),
-        data=choices.get("data"),
-        backbone=choices.get("backbone"),
-        method=choices.get("adapter"),
-        lr=plain["optim"].get("lr"),
-        seed=cfg.seed,
-        precision=str(plain["trainer"].get("precision", "32-true")),
-        tuning_group=tuning.get("group"),
-        tuning_budget=tuning.get("budget"),
-        command=" ".join(sys.argv),
-        config_hash=result.config_hash(cfg),
-        **result.environment(),
-    )
-
-
-def _describe(record: Record, cfg, model, name: str, module: PeftModule, parts, loaders) -> None:
-    from core.adapters import adapters, summary
-
-    info, table = adapters(model)[name], summary(model, name)
-    record.data_kind = parts.data.kind
-    record.split_hash = assemble.splits(loaders)[0]
-    record.base_fingerprint, record.base_parameters = module.fingerprint, table.base
-    record.method = record.method or info.method
-    record.options, record.targets = info.options, sorted({row.role for row in table.rows})
-    record.paths = {kind: sum(row.path == kind for row in table.rows) for kind in sorted({r.path for r in table.rows})}
-    record.trainable, record.head_trainable = info.parameters, info.head_parameters
-    record.fraction = info.parameters / table.base if table.base else None
-    kind = str(cfg.trainer.get("accelerator", "auto"))
-    kind = ("cuda" if torch.cuda.is_available() else "cpu") if kind in ("auto", "gpu") else kind
-    devices = cfg.trainer.get("devices", 1)
-    record.devices = Devices(kind=kind, count=devices if isinstance(devices, int) and devices > 0 else 1)
-
-
-def _write_facts(directory: Path, model, name: str, parts) -> None:
-    """audit.json and sites.json, for the run card."""
-    from core.adapters import summary
-
-    audit = {"facts": parts.audit.facts, "warnings": parts.audit.warnings, "errors": parts.audit.errors}
-    result.write_whole(directory / "audit.json", json.dumps(audit, indent=1, default=evaluate._plain) + "\n")
-    sites = [
-        {"site": r.site, "role": r.role, "path": r.path, "why": r.why, "shape": r.shape, "parameters": r.parameters, "sites": 1}
-        for r in summary(model, name).rows
-    ]  # fmt: skip
-    result.write_whole(directory / "sites.json", json.dumps(sites, indent=1) + "\n")
 
 
 def _announce(record: Record, model, name: str, parts, screen: Screen) -> None:
@@ -387,10 +307,6 @@ def _library_chatter(log: Path | None) -> Iterator[None]:
             for logger, handlers, propagate in before:
                 logger.handlers, logger.propagate = handlers, propagate
             handler.close()
-
-
-def _now() -> str:
-    return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
 
 if __name__ == "__main__":

@@ -72,7 +72,8 @@ def test_finished_run_only_scores(server, undisturbed, tmp_path):
 def test_other_settings_are_refused_at_the_landing(server, tmp_path):
     assert server.train(tmp_path, toy.config(tmp_path), die_at=9) == -9
     assert server.train(tmp_path, toy.config(tmp_path, optim__lr=0.01)) == 5
-    assert "lr [0.0" in server.log.read_text() and "run.resume=weights" in server.log.read_text()
+    said = server.log.read_text()
+    assert "where    resume: optim.lr\n     got      0.01\n     allowed  0.02" in said and "run.resume=weights" in said
 
 
 @pytest.mark.parametrize("value", [{"a": object()}, {"a": {(1, 2): 3}}], ids=["object", "key"])

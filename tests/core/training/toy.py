@@ -195,7 +195,7 @@ def die_in_write(count: int) -> None:
 
 
 def serve() -> None:
-    """For each line `{"directory", "faults": {name: number}}` on stdin: train in a forked child; answer its exit status.
+    """For each line `{"directory", "faults": {name: number}}` of stdin: train in a forked child, answer its status.
 
     One process pays for the imports; children can be killed."""
     from omegaconf import OmegaConf
