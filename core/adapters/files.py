@@ -12,6 +12,7 @@ import errno
 import hashlib
 import json
 import os
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -54,7 +55,8 @@ def write(directory: str | Path, record: dict, tensors: dict[str, Tensor]) -> No
         _sync(folder)
     except (OSError, SafetensorError) as error:
         for path in temporary:
-            path.unlink(missing_ok=True)
+            with suppress(OSError):
+                path.unlink()
         if getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error):
             raise TrainingError(str(folder), "disk full", "space for the adapter", "free space, run again") from error
         raise AdapterError(str(folder), str(error), "a folder that can be written", "choose another folder") from error
