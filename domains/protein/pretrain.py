@@ -3,6 +3,8 @@
 mini    an ESM-2 of 0.8 M parameters for the twin's world, by masked prediction; no data needed, minutes
 small   an ESM-2 of 1.2 M parameters for real proteins; needs the FLIP tables (PEFT_ATLAS_DATA), about an hour
 
+`--compare` trains nothing: it adds to the card what the embedded weights gain over scratch with few labels.
+
 Both print masked accuracy and loss on held-out families, can be stopped and go on to the same bits, use one thread, and
 write <name>.safetensors (keys of transformers' `EsmForMaskedLM`), <name>.json (its configuration) and <name>.md (card).
 """
@@ -35,21 +37,9 @@ def recipe(which: str):
 
 def corpora(which: str, out: Path):
     """(training, held-out) corpus of a recipe. `small` keeps the result of its homolog search in `out`."""
-    from core.errors import EnvironmentError_
-    from core.paths import data_dir
     from domains.protein.pretraining import corpus
 
-    if which == "mini":
-        return corpus.twin()
-    folder = data_dir()
-    if folder is None:
-        raise EnvironmentError_(
-            where="PEFT_ATLAS_DATA",
-            got="no folder of real data",
-            allowed="a folder with protein/flip_*.tsv.gz",
-            fix="set PEFT_ATLAS_DATA, or run `mini`, which needs no data",
-        )
-    return corpus.real(folder, out / "homologs.json")
+    return corpus.twin() if which == "mini" else corpus.real(corpus.real_data(), out / "homologs.json")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -59,6 +49,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--state", type=Path, help="folder of the resumable state (default: outputs/pretrain/<name>)")
     parser.add_argument("--steps", type=int, help="instead of the recipe's")
     parser.add_argument("--budget-s", type=float, help="stop after so many seconds, with the state saved")
+    parser.add_argument(
+        "--compare", action="store_true", help="few labels: embedded weights against scratch, into the card"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
     given = parser.parse_args(arguments)
@@ -80,6 +73,8 @@ def run(given: argparse.Namespace) -> int:
     from domains.protein.pretraining import loop
 
     torch.set_num_threads(given.threads)
+    if given.compare:
+        return compare(given.which)
     chosen = recipe(given.which)
     chosen = replace(chosen, seed=given.seed, steps=given.steps or chosen.steps)
     folder = given.state or Path("outputs", "pretrain", chosen.name)
@@ -93,6 +88,23 @@ def run(given: argparse.Namespace) -> int:
 
     written = card.export(model, chosen, facts, train, held, given.out)
     print("\n".join(f"wrote     {path}" for path in written))
+    return 0
+
+
+def compare(which: str) -> int:
+    """Stores the few-label comparisons of the embedded weights as <name>.transfer.json and writes the card anew."""
+    import json
+
+    from domains.protein.pretraining import card, transfer
+
+    name, done = NAMES[which], []
+    title, labelled, data = transfer.questions(which)
+    for count in labelled:
+        print(f"{name}  {count} labelled proteins", flush=True)
+        done.append({"labelled": count} | transfer.compare(name, lambda seed, count=count: data(seed, count)))
+    stored = WEIGHTS / f"{name}.transfer.json"
+    card.put(stored, (json.dumps({"title": title, "comparisons": done}, indent=1) + "\n").encode())
+    print(f"wrote     {stored}\nwrote     {card.write(WEIGHTS, name)}")
     return 0
 
 

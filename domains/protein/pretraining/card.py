@@ -46,10 +46,10 @@ def export(
     tensors = {k: v.contiguous() for k, v in model.net.state_dict().items() if not k.startswith(absent)}
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{recipe.name}.safetensors", folder / f"{recipe.name}.json"]
-    _write(paths[0], save(tensors, {key: json.dumps(value) for key, value in notes.items()}))
+    put(paths[0], save(tensors, {key: json.dumps(value) for key, value in notes.items()}))
     settings = {k: v for k, v in model.net.config.to_diff_dict().items() if v is not None and k not in UNWRITTEN}
     settings |= {"architectures": ["EsmForMaskedLM"]}
-    _write(paths[1], json.dumps(settings, indent=2).encode() + b"\n")
+    put(paths[1], json.dumps(settings, indent=2).encode() + b"\n")
     return [*paths, write(folder, recipe.name)]
 
 
@@ -102,7 +102,7 @@ def write(folder: Path, name: str) -> Path:
 
         lines += ["", "## What it gains over scratch", "", *table(json.loads(compared.read_text()))]
     target = folder / f"{name}.md"
-    _write(target, "\n".join([*lines, ""]).encode())
+    put(target, "\n".join([*lines, ""]).encode())
     return target
 
 
@@ -121,7 +121,8 @@ def _shown(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 
-def _write(path: Path, content: bytes) -> None:
+def put(path: Path, content: bytes) -> None:
+    """Writes atomically."""
     temporary = path.with_name(path.name + ".tmp")
     with open(temporary, "wb") as file:
         file.write(content)

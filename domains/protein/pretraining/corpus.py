@@ -17,7 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from core.errors import DataError
+from core.errors import DataError, EnvironmentError_
+from core.paths import data_dir
 
 BOS, PAD, EOS, FIRST, X, MASK, VOCABULARY = 0, 1, 2, 4, 24, 32, 33
 RESIDUES = "LAGVSERTIDPKQNFYMHWC"
@@ -59,6 +60,19 @@ def twin(world: int = 0, families: int = 1500, members: int = 6, held: int = 100
         return Corpus(tokens, [None] * len(tokens), facts)
 
     return corpus("pretrain", families, members), corpus("held", held, 2)
+
+
+def real_data() -> Path:
+    """The folder of real data. EnvironmentError_ where there is none."""
+    folder = data_dir()
+    if folder is None:
+        raise EnvironmentError_(
+            where="PEFT_ATLAS_DATA",
+            got="no folder of real data",
+            allowed="a folder with protein/flip_*.tsv.gz",
+            fix="set PEFT_ATLAS_DATA; `mini` needs no data",
+        )
+    return folder
 
 
 def read(folder: Path, name: str) -> list[dict[str, str]]:

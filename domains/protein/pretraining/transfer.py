@@ -1,7 +1,7 @@
 """What the weights are worth: few-label secondary structure (Q3), against rows that were not pretrained.
 
 Rows        majority and one-hot window (no network), scratch (same shape, same initialiser), probe, LoRA, full
-Seeds       each draws other labelled proteins; learning rate and step are chosen per seed on validation proteins
+Seeds       each draws other labelled proteins; validation proteins choose the step, and on the first seed the rate
 Intervals   95 % bootstrap over groups of test proteins, of the score averaged over seeds; differences are paired
 """
 
@@ -16,16 +16,16 @@ import numpy as np
 import torch
 
 from core.contracts import Audit, Backbone, Data, Split
-from domains.protein.pretraining.corpus import read, transfer_pool
+from domains.protein.pretraining.corpus import read, real_data, transfer_pool
 from domains.protein.pretraining.initialiser import initialise
 from domains.protein.pretraining.loop import one_gelu
 
 LINEAR = ["attn.q", "attn.k", "attn.v", "attn.out", "mlp.in", "mlp.out"]
 METHODS = {
     "scratch": ("full", {}, (1e-3, 3e-3, 6e-3)),
-    "probe": ("none", {}, (1e-2, 3e-2, 1e-1)),
+    "probe": ("none", {}, (3e-2, 1e-1)),
     "lora": ("lora", {"targets": LINEAR, "rank": 8, "alpha": 16.0}, (1e-3, 3e-3, 1e-2)),
-    "full": ("full", {}, (3e-4, 1e-3, 3e-3)),
+    "full": ("full", {}, (1e-3, 3e-3)),
 }
 
 
@@ -67,6 +67,21 @@ class HeldOutStructure(Data):
         return Audit()
 
 
+def questions(which: str) -> tuple[str, tuple[int, ...], Callable[[int, int], Data]]:
+    """(title, numbers of labelled proteins, (seed, number) -> data) of the comparison of `mini` or `small`."""
+    if which == "mini":
+        from domains.protein.data.twin import Twin
+
+        title = "Q3 on 150 proteins (50 families) of the twin's world, families that pretraining has not seen."
+        return title, (40,), lambda seed, labelled: Twin("structure", seed=seed, train=labelled)
+    folder = real_data()
+    title = (
+        "Q3 (H, E, C) on FLIP's official secondary-structure test set (half of NEW364), first 128 residues, resolved "
+        "ones; labelled proteins come from a pool that pretraining has not seen, 32 more choose rate and step."
+    )
+    return title, (20, 50), lambda seed, labelled: HeldOutStructure(folder, seed=seed, train=labelled)
+
+
 def compare(
     source: str,
     data: Callable[[int], Data],
@@ -95,7 +110,7 @@ def compare(
         for name in methods:
             method, options, rates = METHODS[name]
             began, best = time.perf_counter(), (-1.0, None, 0.0)
-            for rate in rates:
+            for rate in rates if seed == 0 else chosen[name][:1]:
                 value, test = adapt(source, rows, task, method, options, rate, steps, seed, scratch=name == "scratch")
                 if value > best[0]:
                     best = (value, test, rate)
