@@ -49,7 +49,7 @@ class Contacts(Task):
         self.metric = _name(5, separation)
 
     def check(self, data: Data, backbone: Backbone) -> None:
-        reading.check_lengths(data, backbone)
+        reading.check_lengths(data, backbone, whole=True)
         problems = []
         for split, item in reading.every(data):
             where, pairs, length = f"{item['id']} ({split}): contacts", item.get("contacts"), len(item["sequence"])

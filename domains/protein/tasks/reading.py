@@ -27,11 +27,15 @@ def every(data: Data) -> Iterable[tuple[str, dict[str, Any]]]:
             yield split, item
 
 
-def check_lengths(data: Data, backbone: Backbone) -> None:
-    """DataError where a sequence is longer than the backbone reads; a training item may carry its own crop."""
+def check_lengths(data: Data, backbone: Backbone, *, whole: bool = False) -> None:
+    """Brings the data under the backbone's limit by the data's own policy, where it has one; DataError for what is left.
+
+    whole   the task has no meaning on a part of a protein: nothing is cut"""
     limit = getattr(backbone.tokenizer, "limit", None)
     if limit is None:
         return
+    if not whole and hasattr(data, "shorten"):
+        data.shorten(limit)
     lengths = [(s, i, min(len(i["sequence"]), i.get("crop") or 10**9)) for s, i in every(data)]
     long = [(split, item, length) for split, item, length in lengths if length > limit]
     if long:
