@@ -1,0 +1,365 @@
+"""Every method through `attach` on single hosts: all paths give one answer, and everything can be undone to the bit."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import warnings
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from core.adapters import attach, detach, merge, set_active, summary, unmerge, use
+from core.adapters.model import trainable
+from core.errors import MergeError, PeftError, UnsupportedError
+from tests.core.adapters.hosts_under_test import HOSTS, relative, shaken, through_weight, variants
+
+pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
+VARIANTS = variants()
+
+
+class One(nn.Module):
+    """A model of one host."""
+
+    def __init__(self, layer: nn.Module):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x):
+        return self.layer(x)
+
+
+def pattern(host) -> str:
+    if host.rows is None:
+        return "layer"
+    groups = f"*{host.rows.groups}" if host.rows.groups > 1 else ""
+    return f"layer[{host.rows.start}:{host.rows.start + host.rows.size}{groups}]"
+
+
+def adapted(host, variant, path="auto", dtype=torch.float32, **more):
+    """(model with a shaken adapter, its method, op, x); a refused cell is skipped with its reason."""
+    layer, op, x = host.build(dtype=dtype)
+    M = op.matrix(layer.weight)
+    if reason := variant.cls.refuses(op.kind, tuple(M.shape), variant.full):
+        pytest.skip(f"{variant} refuses {op.kind}: {reason}")
+    model = One(layer).eval()
+    options = {**dict(variant.options), **more}
+    attach(
+        model, variant.name, targets=["r"], roles={"r": pattern(host)}, example=((x,), {}), path=path, seed=0, **options
+    )
+    method = next(iter(next(iter(model._peft.slots.values())).methods.values()))
+    return model, shaken(method), op, x
+
+
+def plain(host, dtype=torch.float32) -> nn.Module:
+    return host.build(dtype=dtype)[0]
+
+
+def gradients(model, method, x):
+    y = model(x)
+    ramp = torch.linspace(0.5, 1.5, y.numel(), dtype=y.dtype).view(y.shape)
+    if getattr(model.layer, "padding_idx", None) is not None:
+        ramp = ramp * (x != model.layer.padding_idx)[..., None]
+    return torch.autograd.grad((y * ramp).sum(), list(method.parameters()))
+
+
+@pytest.mark.parametrize("path", ["call", "hook", "weight"])
+@pytest.mark.parametrize("host", HOSTS, ids=str)
+@pytest.mark.parametrize("variant", VARIANTS, ids=str)
+def test_every_path_is_the_definition(variant, host, path):
+    model, method, op, x = adapted(host, variant, path)
+    assert [row.path for row in summary(model).rows] == [path]
+    layer = plain(host)
+    expected = through_weight(method, op, layer, x)
+    assert relative(model(x), expected) <= 1e-5  # measured 6e-7
+    with torch.no_grad():
+        assert relative(model(x), expected) <= 1e-5
+    with use(model, None):
+        assert torch.equal(model(x), layer(x))
+    reference = torch.autograd.grad  # gradients of the definition, by plain autograd
+    ramp = torch.linspace(0.5, 1.5, expected.numel()).view(expected.shape)
+    if getattr(op, "padding_idx", None) is not None:
+        ramp = ramp * (x != op.padding_idx)[..., None]
+    theirs = reference((expected * ramp).sum(), list(method.parameters()))
+    ours = gradients(model, method, x)
+    assert max(relative(a, b) for a, b in zip(ours, theirs, strict=True)) <= 2e-5
+
+
+@pytest.mark.parametrize("path", ["call", "weight"])
+@pytest.mark.parametrize("host", [h for h in HOSTS if not h.vocabulary], ids=str)
+@pytest.mark.parametrize("variant", VARIANTS, ids=str)
+def test_the_input_gradient_is_the_definitions(variant, host, path):
+    model, method, op, x = adapted(host, variant, path)
+    x.requires_grad_()
+    expected = through_weight(method, op, plain(host), x)
+    g = torch.randn_like(expected)
+    theirs, ours = (torch.autograd.grad(y, x, g)[0] for y in (expected, model(x)))
+    assert relative(ours, theirs) <= 1e-5
+
+
+@pytest.mark.parametrize("path", ["call", "weight"])
+@pytest.mark.parametrize("host", HOSTS, ids=str)
+@pytest.mark.parametrize("variant", VARIANTS, ids=str)
+def test_merge_unmerge_detach(variant, host, path):
+    model, _, _, x = adapted(host, variant, path)
+    layer = plain(host)
+    before, adapted_output = copy.deepcopy(layer.state_dict()), model(x)
+    assert merge(model).max_error <= 1e-5  # measured 7e-7
+    assert relative(model(x), adapted_output) <= 1e-5
+    assert relative(model(x), layer(x)) > 1e-3
+    unmerge(model)
+    assert torch.equal(model(x), adapted_output)
+    detach(model)
+    assert type(model.layer) is type(layer) and "_adapters" not in model.layer.__dict__
+    assert list(model.state_dict()) == [f"layer.{k}" for k in before]
+    assert all(torch.equal(model.state_dict()[f"layer.{k}"], t) for k, t in before.items())
+    assert torch.equal(model(x), layer(x))
+
+
+SOME = [
+    h for h in HOSTS if h.name in ("linear", "hf_conv1d", "fused_rows", "embedding", "conv2d_grouped", "transposed2d")
+]
+
+
+@pytest.mark.parametrize("path", ["call", "hook", "weight"])
+@pytest.mark.parametrize("host", SOME, ids=str)
+@pytest.mark.parametrize("variant", VARIANTS, ids=str)
+def test_copies_are_equal_and_independent(variant, host, path):
+    model, _, _, x = adapted(host, variant, path)
+    y = model(x)
+    pickled = pickle.loads(pickle.dumps(model))
+    for twin in (copy.deepcopy(model), pickled):
+        assert torch.equal(twin(x), y)
+        with torch.no_grad():
+            for p in trainable(twin).values():
+                p.add_(0.1)
+        assert not torch.equal(twin(x), y) and torch.equal(model(x), y)
+        detach(twin)
+        assert torch.equal(twin(x), plain(host)(x)) and torch.equal(model(x), y)
+
+
+@pytest.mark.parametrize("path", ["call", "hook", "weight"])
+@pytest.mark.parametrize("host", SOME, ids=str)
+@pytest.mark.parametrize("variant", VARIANTS, ids=str)
+def test_a_bf16_base_keeps_an_fp32_adapter(variant, host, path):
+    model, method, op, x = adapted(host, variant, path, dtype=torch.bfloat16)
+    assert {p.dtype for p in method.parameters()} == {torch.float32}
+    y = model(x)
+    assert y.dtype == torch.bfloat16
+    double = plain(host).double()
+    double.load_state_dict({k: t.double() for k, t in plain(host, torch.bfloat16).state_dict().items()})
+    exact = through_weight(copy.deepcopy(method).double(), op, double, x if host.vocabulary else x.double())
+    assert relative(y.double(), exact) <= 2e-2  # bf16 has 8 bits: one rounding is 4e-3
+    y.float().sum().backward()
+    assert all(p.grad.dtype == torch.float32 and p.grad.abs().max() > 0 for p in method.parameters())
+
+
+@pytest.mark.parametrize("path", ["call", "hook", "weight"])
+@pytest.mark.parametrize("host", SOME, ids=str)
+@pytest.mark.parametrize("variant", VARIANTS, ids=str)
+def test_autocast(variant, host, path):
+    model, method, _, x = adapted(host, variant, path)
+    exact = model(x)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y = model(x)
+        expected = plain(host)(x).dtype
+    assert y.dtype == expected
+    assert relative(y.float(), exact) <= 3e-2
+    y.float().sum().backward()
+    assert all(p.grad.dtype == torch.float32 and p.grad.abs().max() > 0 for p in method.parameters())
+
+
+@pytest.mark.parametrize("path", ["call", "hook", "weight"])
+@pytest.mark.parametrize("host", [h for h in SOME if not h.vocabulary], ids=str)
+@pytest.mark.parametrize("variant", [v for v in VARIANTS if "dropout" in v.full], ids=str)
+def test_dropout_under_gradient_checkpointing(variant, host, path):
+    """The same seed gives the same mask in the recomputed forward; the weight path has no input to drop."""
+    if path == "weight":
+        with pytest.raises(PeftError, match="dropout"):
+            adapted(host, variant, path, dropout=0.25)
+        return
+    model, method, _, x = adapted(host, variant, path, dropout=0.25)
+    evaluated = model(x)
+    model.train()
+    x.requires_grad_()
+    tensors, found = [x, *method.parameters()], []
+    for run in (model, lambda x: checkpoint(model, x, use_reentrant=False)):
+        torch.manual_seed(5)
+        y = run(x)
+        found.append([y, *torch.autograd.grad(y.square().sum(), tensors)])
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+    assert not torch.allclose(found[0][0], evaluated)
+
+
+@pytest.mark.parametrize("path", ["call", "hook", "weight"])
+@pytest.mark.parametrize("host", SOME, ids=str)
+def test_several_adapters_add_up(host, path):
+    """W' = W + sum_i w_i (f_i(W) - W), methods of different kinds, in any order of attaching."""
+    by_name = {str(v): v for v in VARIANTS}
+    layer, op, x = host.build()
+    M, outputs = op.matrix(layer.weight), []
+    for order in (["lora", "dora", "ia3"], ["ia3", "dora", "lora"]):
+        model = One(plain(host)).eval()
+        total = M
+        for name in order:
+            variant = by_name[name]
+            options = dict(variant.options)
+            attach(model, variant.name, targets=["r"], roles={"r": pattern(host)}, example=((x,), {}), name=name,
+                   path=path, seed=0, **options)  # fmt: skip
+        slot = next(iter(model._peft.slots.values()))
+        weights = {"lora": 0.5, "dora": -0.3, "ia3": 2.0}
+        for part in slot.parts:
+            method = shaken(slot.methods[part.method])
+            total = total + weights[part.adapter] * (method.weight(M) - M)
+        set_active(model, weights)
+        expected = torch.func.functional_call(layer, {"weight": op.put(layer.weight, total)}, (x,))
+        assert relative(model(x), expected) <= 1e-5
+        assert merge(model).max_error <= 1e-5
+        unmerge(model)
+        set_active(model, weights)
+        outputs.append(model(x))
+        set_active(model, "dora")
+        alone = through_weight(slot.methods[next(p.method for p in slot.parts if p.adapter == "dora")], op, layer, x)
+        assert relative(model(x), alone) <= 1e-5
+        detach(model, "dora")
+        set_active(model, None)
+        assert torch.equal(model(x), layer(x))
+    assert relative(*outputs) <= 1e-6
+
+
+# Outputs of modules --------------------------------------------------------------------------------------------------
+
+ACTIVATIONS = ["houlsby", "pfeiffer", "parallel"]
+
+
+@pytest.mark.parametrize("host", [h for h in HOSTS if h.rows is None and not h.vocabulary], ids=str)
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_act_path(name, host):
+    layer, op, x = host.build()
+    model = One(layer).eval()
+    y = layer(x)
+    if name == "parallel" and y.shape[2:] != x.shape[2:] and op.axis == 1:
+        with pytest.raises(UnsupportedError, match="input"):
+            attach(model, name, targets=["r"], roles={"r": "layer"}, example=((x,), {}))
+        assert type(model.layer) is type(plain(host)) and not hasattr(model, "_peft")
+        return
+    attach(model, name, targets=["r"], roles={"r": "layer"}, example=((x,), {}))
+    assert torch.equal(model(x), y)
+    slot = next(iter(model._peft.slots.values()))
+    method = shaken(next(iter(slot.methods.values())))
+    assert torch.equal(model(x), method(y, x)) and not torch.equal(model(x), y)
+    assert method.axis == op.axis and method.up.out_features == y.shape[op.axis]
+    with pytest.raises(MergeError):
+        merge(model)
+    for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert torch.equal(twin(x), model(x))
+    detach(model)
+    assert torch.equal(model(x), y) and not model.layer._forward_hooks
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+@pytest.mark.parametrize("autocast", [False, True])
+def test_act_path_in_bf16(name, autocast):
+    torch.manual_seed(0)
+    base = torch.float32 if autocast else torch.bfloat16
+    model, x = One(nn.Linear(6, 8).to(base)).eval(), torch.randn(3, 5, 6, dtype=base)
+    attach(model, name, targets=["r"], roles={"r": "layer"}, example=((x,), {}))
+    method = shaken(next(iter(next(iter(model._peft.slots.values())).methods.values())))
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+        y = model(x)
+    assert y.dtype == torch.bfloat16
+    y.float().sum().backward()
+    assert all(p.dtype == p.grad.dtype == torch.float32 for p in method.parameters())
+
+
+# Hosts that do more than one product ---------------------------------------------------------------------------------
+
+
+class Attention(nn.Module):
+    def __init__(self, **options):
+        super().__init__()
+        self.layer = nn.MultiheadAttention(8, 2, batch_first=True, **options)
+
+    def forward(self, x):
+        return self.layer(x, x, x, need_weights=False)[0]
+
+
+class Recurrent(nn.Module):
+    def __init__(self, kind):
+        super().__init__()
+        self.layer = kind(8, 8, batch_first=True)
+
+    def forward(self, x):
+        return self.layer(x)[0]
+
+
+def normed(norm):
+    def make():
+        return One(norm(nn.Linear(8, 8)))
+
+    return make
+
+
+def old_weight_norm(layer):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # deprecated, but what the vocoders use
+        return nn.utils.weight_norm(layer)
+
+
+def encoder_layer():
+    return One(nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True))
+
+
+ODD = {
+    "attention": (Attention, {"q": "layer:in_proj_weight[0/3]", "out": "layer.out_proj"}),
+    "attention_other_widths": (
+        lambda: Attention(kdim=8, vdim=8),
+        {"q": "layer:in_proj_weight[0/3]", "v": "layer:in_proj_weight[2/3]"},
+    ),
+    "encoder_layer": (
+        encoder_layer,
+        {"v": "layer.self_attn:in_proj_weight[2/3]", "out": "layer.self_attn.out_proj", "in": "layer.linear1"},
+    ),
+    "lstm": (lambda: Recurrent(nn.LSTM), {"ih": "layer:weight_ih_l0[1/4]", "hh": "layer:weight_hh_l0"}),
+    "gru": (lambda: Recurrent(nn.GRU), {"ih": "layer:weight_ih_l0", "hh": "layer:weight_hh_l0[2/3]"}),
+    "weight_norm": (normed(nn.utils.parametrizations.weight_norm), {"w": "layer"}),
+    "weight_norm_old": (normed(old_weight_norm), {"w": "layer"}),
+}
+ODD_METHODS = [v for v in VARIANTS if str(v) in ("lora", "dora", "ia3")]
+
+
+@pytest.mark.parametrize("kind", ODD)
+@pytest.mark.parametrize("variant", ODD_METHODS, ids=str)
+def test_hosts_that_do_more_than_one_product(variant, kind):
+    make, roles = ODD[kind]
+    torch.manual_seed(0)
+    model, x = make().eval(), torch.randn(2, 5, 8)
+    state, classes = copy.deepcopy(model.state_dict()), [type(m) for m in model.modules()]
+    base = model(x)
+    attach(model, variant.name, targets=list(roles), roles=roles, example=((x,), {}), seed=0, **dict(variant.options))
+    assert relative(model(x), base) <= 1e-6
+    for p in trainable(model).values():
+        p.data += 0.1 * torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel()))
+    y = model(x)
+    assert relative(y, base) > 1e-3
+    with torch.no_grad():  # the fused kernel of an encoder layer runs only here
+        assert relative(model(x), y) <= 1e-5
+    model.train()
+    trained = model(x)
+    assert relative(trained, y) <= 1e-5
+    grads = torch.autograd.grad(trained.square().sum(), list(trainable(model).values()))
+    assert all(g.abs().max() > 0 for g in grads)
+    model.eval()
+    assert torch.equal(copy.deepcopy(model)(x), y)
+    if kind != "weight_norm":  # torch itself forbids pickling its parametrisations
+        assert torch.equal(pickle.loads(pickle.dumps(model))(x), y)
+    assert merge(model).max_error <= 1e-5
+    assert relative(model(x), y) <= 1e-5
+    unmerge(model)
+    assert torch.equal(model(x), y)
+    detach(model)
+    assert [type(m) for m in model.modules()] == classes
+    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), state.values(), strict=True))
+    assert torch.equal(model(x), base)
