@@ -5,6 +5,13 @@ from __future__ import annotations
 from core.bench import cells, numerals
 from core.bench.cells import FULL, PROBE, SCRATCH, Cell, Missing
 
+TESTED = ("better", "worse", "tied")
+
+
+def told(verdict: str, against: str) -> str:
+    """`better than probe`, `tied with full`"""
+    return f"{verdict} {'with' if verdict == 'tied' else 'than'} {against}"
+
 
 def answer(rows: list[Cell]) -> str:
     """`lora leads with q3 0.636 [0.616, 0.656]: better than probe, tied with full, at 0.53x its saved bytes.`"""
@@ -14,11 +21,9 @@ def answer(rows: list[Cell]) -> str:
         listed = ", ".join(f"{cell.label} {numerals.score(cell.value)}" for cell in known)
         return f"No adapter to compare yet. {known[0].metric}: {listed}." if known else "Nothing scored yet."
     best = methods[0]
-    words = [f"{cell_verdict} {'with' if cell_verdict == 'tied' else 'than'} {cells.ANCHORS[key]}"
-             for key in (PROBE, FULL) if (cell_verdict := best.verdicts.get(key)) in ("better", "worse", "tied")]  # fmt: skip
-    sentence = (
-        f"{best.label} leads with {best.metric} {numerals.score(best.value)} {numerals.interval(best.ci95)}".strip()
-    )
+    words = [told(best.verdicts[key], cells.ANCHORS[key]) for key in (PROBE, FULL) if best.verdicts.get(key) in TESTED]
+    sentence = f"{best.label} leads with {best.metric} {numerals.score(best.value)} {numerals.interval(best.ci95)}"
+    sentence = sentence.strip()
     sentence += ": " + ", ".join(words) if words else ""
     full = next((cell for cell in rows if cell.method == FULL and cell.runs), None)
     if full is not None and best.verdicts.get(FULL):
@@ -53,9 +58,9 @@ def notes(rows: list[Cell], lost: list[Missing], chosen) -> list[str]:
                 "tied": "scratch is tied with full: no gain from pretraining seen"}.get(verdict)  # fmt: skip
         lines += [told[0].upper() + told[1:] + "."] if told else []
     if probe and full and full.verdicts.get(PROBE) in ("tied", "worse"):
-        lines.append(f"Full fine-tuning is {full.verdicts[PROBE]} {'with' if full.verdicts[PROBE] == 'tied' else 'than'} "
-                     "the probe here: there is no gap for an adapter to close.")  # fmt: skip
-    baselines = [cell for cell in rows if not cell.runs and cell.verdicts.get(PROBE) in ("better",)]
+        verdict = told(full.verdicts[PROBE], "the probe")
+        lines.append(f"Full fine-tuning is {verdict} here: there is no gap for an adapter to close.")
+    baselines = [cell for cell in rows if not cell.runs and cell.verdicts.get(PROBE) == "better"]
     if baselines:
         names = ", ".join(cell.label.replace("_", " ") for cell in baselines)
         lines.append(f"The probe is worse than {names}, which needs no network.")

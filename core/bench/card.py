@@ -15,7 +15,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from core.bench import cells, numerals, pages, plots, result, sections
+from core.bench import answers, cells, numerals, pages, plots, result, sections
 from core.bench.cells import ANCHORS, FULL, MEANING, Cell, Run
 from core.bench.result import Record, write_whole
 from core.errors import DataError
@@ -130,7 +130,7 @@ def _headline(record: Record, us: Cell | None, others: list[Cell]) -> str:
         if verdict in ("worse", "tied") or (
             verdict == "better" and cell.runs
         ):  # beating a baseline goes without saying
-            words.append(f"{verdict} {'with' if verdict == 'tied' else 'than'} {cell.label.replace('_', ' ')}")
+            words.append(answers.told(verdict, cell.label.replace("_", " ")))
     sentence = f"{name} reaches {record.primary.name} {_value(line)}"
     return sentence + (": " + ", ".join(words) if words else "")
 
@@ -212,7 +212,7 @@ def _table(us: Cell | None, others: list[Cell], directory: Path) -> list[dict[st
             "difference": numerals.signed(test.difference) if test else "",
             "difference_ci": numerals.interval((test.low, test.high)) if test else "",
             "verdict": us.verdicts.get(cell.label, ""),
-            "link": Path(os.path.relpath(link, directory.resolve())).as_posix() if link else "",
+            "link": Path(os.path.relpath(link, directory.resolve())).as_posix() if link and link.is_file() else "",
         })  # fmt: skip
     return rows
 

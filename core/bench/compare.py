@@ -4,8 +4,8 @@
 2 choice   per method, the learning rate with the best mean validation score
 3 finals   every method at its learning rate, every seed, scored on test; a chosen trial is not trained again
 
-A cell is one run directory, named by method, learning rate, seed and config hash. What is finished is not run again, what
-was killed goes on from its checkpoint, what failed is tried again by the next call; a failure never stops the sweep.
+A cell is one run directory, named by method, learning rate, seed and config hash. What is finished is not run again,
+what was killed goes on from its checkpoint, what failed is tried again by the next call; a failure stops no other cell.
 Every cell sees the same rows: the data's own seed is that of the sweep.
 """
 
@@ -176,7 +176,7 @@ def _one(cell: Cell, directory: Path, fit: Fit) -> None:
 
 
 def _amend(cell: Cell, directory: Path, before: Record | None) -> None:
-    """What a cell's own run cannot know: the command that repeats it, and the time of the trial that it goes on from."""
+    """What a cell's own run cannot know: the command that repeats it, and the time of the trial that it continues."""
     record = cell.record(directory)
     if record is None:
         return
@@ -193,9 +193,7 @@ def _write_config(cell: Cell, folder: Path) -> None:
     path = folder / "config.yaml"
     if path.exists():
         return
-    body = {"defaults": ["/run_directory", "_self_"], **cell.config}
-    body.pop("tuning", None)
-    body["run"] = {**body["run"], "test": True}
+    body = {"defaults": ["/run_directory", "_self_"], **cell.config, "run": {**cell.config["run"], "test": True}}
     result.write_whole(path, f"# {cell.command}\n" + OmegaConf.to_yaml(OmegaConf.create(body)))
 
 

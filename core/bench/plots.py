@@ -239,7 +239,7 @@ def _label(figure, axis, points: Sequence[Point]) -> None:
     taken: list[tuple[float, float, float, float]] = []
     spots = [axis.transData.transform((p.cost, p.score)) for p in points]
     for p, (x, y) in sorted(zip(points, spots, strict=True), key=lambda pair: -pair[1][1]):
-        width, height = 0.95 * len(p.label) * figure.dpi / 14, 12 * figure.dpi / 72
+        width, height = 1.15 * len(p.label) * figure.dpi / 14, 12 * figure.dpi / 72
         for shift in sorted(range(-5, 6), key=abs):
             low = y + shift * height * 0.55
             box = (x + 7, low - height / 2, x + 7 + width, low + height / 2)
@@ -271,18 +271,17 @@ def save(figure, picture: Path | None) -> Path | str:
     a page with others: ids of its own, and only where something refers to them."""
     import matplotlib
 
-    def draw(salt: str) -> str:
-        file = io.StringIO()
-        with matplotlib.rc_context({**_STYLE, "svg.fonttype": "none", "svg.hashsalt": salt}):
-            figure.savefig(file, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-        return file.getvalue()
-
-    text = draw("atlas")
-    if picture is None:
-        text = draw(hashlib.sha256(text.encode()).hexdigest())
+    file = io.StringIO()
+    with matplotlib.rc_context({**_STYLE, "svg.fonttype": "none", "svg.hashsalt": "atlas"}):
+        figure.savefig(file, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    text = file.getvalue()
     text = re.sub(r"<\?xml.*?\?>|<!DOCTYPE.*?>|<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    text = text.replace(' target="_blank"', "")
     text = re.sub(r'<g id="label_\d+">', '<g class="label">', text)
     text = re.sub(r'<g id="[^"]*"', "<g", text)
+    if picture is None:
+        own = "i" + hashlib.sha256(text.encode()).hexdigest()[:8]
+        text = re.sub(r'(id="|url\(#|href="#)', rf"\g<1>{own}", text)
     text = re.sub(r"'DejaVu Sans'[^;\"]*", _FONT, text)
     text = re.sub(r' (?:d|x|y|transform|points)="[^"]*"', lambda found: _ROUND.sub(r"\1", found[0]), text)
     text = text.replace("</style>", _HALO + "</style>", 1).strip() + "\n"

@@ -48,7 +48,7 @@ def report(directory: str | Path) -> Path:
         "failed": [_failed(group, missing, directory) for group, missing in failed],
         "sources": f"Made from {len(runs)} result.json files.",
     }
-    write_whole(directory / "report.csv", tables.as_csv(groups, failed))
+    write_whole(directory / "report.csv", tables.as_csv(groups, failed, directory))
     write_whole(directory / "report.md", tables.as_markdown(view))
     return write_whole(directory / "report.html", pages.render("report.html", **view))
 
@@ -126,7 +126,8 @@ def _told(cell: Cell, key: str) -> str:
     if test is None:
         return ""
     ends = numerals.interval((test.low, test.high))
-    return f"difference {numerals.signed(test.difference)} {ends}, p {numerals.number(test.p)} before Holm, {test.groups} groups"
+    found = f"difference {numerals.signed(test.difference)} {ends}".rstrip()
+    return f"{found}, p {numerals.number(test.p)} before Holm, {test.groups} groups"
 
 
 def _memory(trained: list[Cell]) -> str:

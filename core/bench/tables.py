@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import io
+import os
+from pathlib import Path
 from typing import Any
 
 from core.bench import cells
@@ -45,49 +47,53 @@ _COSTS = ("trainable", "head_trainable", "fraction", "adapter_bytes", "saved_act
 _TEST = ("verdict", "difference", "low", "high", "p", "groups")
 
 
-def as_csv(groups: list, failed: list) -> str:
-    """One row per cell (all numbers, full precision), then one per failed or missing run; '' is unknown."""
+_VERSUS = [f"vs_{ANCHORS[key]}_{part}" for key in (PROBE, FULL) for part in _TEST]
+_HEADS = [*_GROUP, "label", "method", "status", "metric", "value", "low", "high", "unit", "higher_is_better", "n",
+          "seeds", "seed_values", "gap_closed", *_VERSUS, *_COSTS, "lr", "tuning_budget", "tuning_group", "runs",
+          "reason"]  # fmt: skip
+
+
+def as_csv(groups: list, failed: list, directory: Path) -> str:
+    """One row per cell (all numbers, full precision), then one per failed or missing run; '' is unknown. `runs` are
+    directories below `directory`."""
     file = io.StringIO()
-    heads = [*_GROUP, "label", "method", "status", "metric", "value", "low", "high", "unit", "higher_is_better", "n", "seeds",
-             "seed_values", "gap_closed", *(f"vs_{ANCHORS[key]}_{part}" for key in (PROBE, FULL) for part in _TEST),
-             *_COSTS, "lr", "tuning_budget", "tuning_group", "runs", "reason"]  # fmt: skip
-    writer = csv.DictWriter(file, heads, restval="", lineterminator="\n")
+    writer = csv.DictWriter(file, _HEADS, restval="", lineterminator="\n")
     writer.writeheader()
     for group, rows, _ in groups:
         anchors = {cell.method: cell for cell in rows if cell.runs}
         for cell in rows:
-            writer.writerow({**dict(zip(_GROUP, group, strict=True)), **_numbers(cell, anchors)})
+            runs = " ".join(_below(run.directory, directory) for run in cell.runs)
+            writer.writerow({**dict(zip(_GROUP, group, strict=True)), **_numbers(cell, anchors), "runs": runs})
     for group, missing in failed:
         row = dict(zip(_GROUP, group, strict=True)) if group else {}
-        row |= {
-            "label": ANCHORS.get(missing.method, missing.method),
-            "method": missing.method,
-            "status": "failed or missing",
-        }
-        writer.writerow({**row, "seeds": missing.seed, "runs": missing.directory or "", "reason": missing.reason})
+        row |= {"label": ANCHORS.get(missing.method, missing.method), "method": missing.method}
+        row |= {"status": "failed or missing", "seeds": missing.seed, "reason": missing.reason}
+        writer.writerow({**row, "runs": _below(missing.directory, directory) if missing.directory else ""})
     return file.getvalue()
+
+
+def _below(run: Path, directory: Path) -> str:
+    return Path(os.path.relpath(run, directory)).as_posix()
 
 
 def _numbers(cell: Cell, anchors: dict[str, Cell]) -> dict[str, Any]:
     line, ends = cell.headlines[0], cell.ci95 or ("", "")
-    record = cell.runs[0].record if cell.runs else None
     row = {
         "label": cell.label, "method": cell.method, "status": "done", "metric": cell.metric, "value": cell.value,
         "low": ends[0], "high": ends[1], "unit": line.unit, "higher_is_better": line.higher_is_better, "n": line.n,
         "seeds": " ".join(str(run.record.seed) for run in cell.runs),
         "seed_values": " ".join(f"{value:.6g}" for value in cell.seed_values),
-        "gap_closed": _gap(cell, anchors), "runs": " ".join(str(run.directory) for run in cell.runs),
+        "gap_closed": _gap(cell, anchors),
     }  # fmt: skip
     for key in (PROBE, FULL):
         test = cell.tests.get(key)
-        values = [
-            cell.verdicts.get(key, ""),
-            *((test.difference, test.low, test.high, test.p, test.groups) if test else []),
-        ]
-        row |= dict(zip((f"vs_{ANCHORS[key]}_{part}" for part in _TEST), values, strict=False))
-    if record is not None:
+        numbers = (test.difference, test.low, test.high, test.p, test.groups) if test else ()
+        row |= zip(
+            [f"vs_{ANCHORS[key]}_{part}" for part in _TEST], [cell.verdicts.get(key, ""), *numbers], strict=False
+        )
+    if cell.runs:
         row |= {name: cell.mean(name) for name in _COSTS}
-        row |= {name: getattr(record, name) for name in ("lr", "tuning_budget", "tuning_group")}
+        row |= {name: getattr(cell.runs[0].record, name) for name in ("lr", "tuning_budget", "tuning_group")}
     return row
 
 
