@@ -17,7 +17,7 @@ from core.errors import ConfigError
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; its exit code (core.errors)."""
-    args = _parser().parse_args(argv)
+    args = _arguments(argv)
     try:
         return args.run(args) or 0
     except KeyboardInterrupt:
@@ -29,6 +29,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         from core.main import report
 
         return report(error)
+
+
+def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Parsed arguments; overrides may stand before and behind the options."""
+    parser = _parser()
+    args, rest = parser.parse_known_args(argv)
+    if rest and (not hasattr(args, "overrides") or any(word.startswith("-") for word in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        args.overrides += rest
+    return args
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -34,7 +34,8 @@ from core.errors import ConfigError, EnvironmentError_, PeftError, TrainingError
 from core.paths import conf_dir
 
 HEADER = "# {command}\n# repeat: python -m domains.{domain}.train --config-dir {directory} --config-name config\n"
-BEFORE_TRAINING = (CONFIG, "run.log", "result.json", "audit.json", "sites.json")  # what a run writes until it trains
+# What a run writes until it trains.
+BEFORE_TRAINING = (CONFIG, "run.log", "result.json", "audit.json", "sites.json", "task.json")
 
 
 class Failed(float):

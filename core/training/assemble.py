@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import inspect
 import json
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -55,6 +56,13 @@ def parts(cfg: DictConfig) -> Parts:
         fix = "run.audit=warn trains all the same"
         raise DataError(problems=[Problem("data audit", text, "", fix) for text in audit.errors])
     return Parts(backbone, data, task, audit)
+
+
+def learned(task: Task) -> dict[str, Any]:
+    """Constructor arguments as `check` left them: class names read from the labels, for instance. Only those that a
+    task keeps under their own name, as plain data."""
+    kept = {name: getattr(task, name, None) for name in inspect.signature(type(task).__init__).parameters}
+    return {name: value for name, value in kept.items() if isinstance(value, (str, int, float, bool, list, dict))}
 
 
 def adapt(cfg: DictConfig, backbone: Backbone, head: nn.Module | None) -> tuple[nn.Module, str]:

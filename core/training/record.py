@@ -63,7 +63,7 @@ def describe(record: Record, cfg, model, name: str, module: PeftModule, parts, l
 
 
 def write_facts(directory: Path, model, name: str, parts) -> None:
-    """audit.json and sites.json, for the run card."""
+    """audit.json and sites.json, for the run card; task.json, for whoever predicts without the training data."""
     from core.adapters import summary
 
     audit = {"facts": parts.audit.facts, "warnings": parts.audit.warnings, "errors": parts.audit.errors}
@@ -73,6 +73,7 @@ def write_facts(directory: Path, model, name: str, parts) -> None:
         for row in summary(model, name).rows
     ]
     result.write_whole(directory / "sites.json", json.dumps(sites, indent=1) + "\n")
+    result.write_whole(directory / "task.json", json.dumps(assemble.learned(parts.task), indent=1) + "\n")
 
 
 def note_cost(path: Path, record: Record, cost, rehearsal, rows, trainer, module, before: str) -> None:
