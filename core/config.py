@@ -195,7 +195,7 @@ def _adapter(node: Mapping[str, Any], allowed: list[str] | None) -> list[Problem
     targets = node.get("targets")
     if allowed and isinstance(targets, list):
         for i, role in enumerate(targets):
-            if isinstance(role, str) and role not in allowed:
+            if isinstance(role, str) and role != "all" and role not in allowed:
                 found.append(Problem(f"adapter.targets[{i}]", role, ", ".join(allowed), did_you_mean(role, allowed)))
     return found
 

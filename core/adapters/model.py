@@ -19,7 +19,7 @@ from torch import nn
 
 from core.adapters import bind, methods, probe
 from core.adapters import thin as thin_layers
-from core.adapters.sites import Site, resolve
+from core.adapters.sites import Site, choose_targets, resolve
 from core.adapters.state import Adapter, State
 from core.errors import ConfigError, Problem, did_you_mean
 
@@ -65,7 +65,7 @@ def attach(
     """The same model with one adapter more, which is then active alone. A failure leaves the model as it was.
 
     method    name of a method (core/adapters/methods, entry points `peft_atlas.methods`), or its class
-    targets   roles; the method's own default where None
+    targets   roles, or `all`; the method's own choice for this network where None
     roles     role -> path pattern(s), example (args, kwargs) of a tiny forward: from a Backbone where None
     path      auto | call | hook | weight: force the path of weight methods (benchmarks); liveness still rules
     head      a module trained, saved, loaded and detached with the adapter
@@ -83,7 +83,7 @@ def attach(
         example = state.example if state.example is not None else getattr(model, "example", None)
     merged = {**methods.options(cls), **options}
     _check(model, cls, label, name, path, options, example, state)
-    adapter = Adapter(name, label, merged, tuple(targets if targets is not None else cls.targets), path)
+    adapter = Adapter(name, label, merged, choose_targets(targets, cls.targets, cls.face, roles), path)
     before = dict(state.routing.active)
     if first:
         _begin(model, net, state, roles, example)

@@ -39,6 +39,30 @@ class Site:
         return f"{self.path}:{self.parameter}|{self.role}"
 
 
+# Roles that name weight matrices of a network's body: what `all` stands for, as far as a network has them.
+MATRICES = (
+    "attn.q", "attn.k", "attn.v", "attn.qkv", "attn.out", "xattn.q", "xattn.k", "xattn.v", "xattn.out",
+    "mlp.gate", "mlp.in", "mlp.out", "conv", "conv.dw", "conv.up", "rnn",
+)  # fmt: skip
+OUTPUTS = ("mlp", "features", "block")  # where an activation method goes, best first
+
+
+def choose_targets(targets: Iterable[str] | None, default: Iterable[str], face: str, roles: Mapping) -> tuple[str, ...]:
+    """Roles to adapt. `all` stands for every matrix role of the network. None is the method's own choice: those of its
+    default roles that the network has, else all matrices (weight) or the first kind of module output (activation)."""
+    if targets is None:
+        targets = [role for role in default if role in roles]
+        if not targets and default:
+            targets = [role for role in OUTPUTS if role in roles][:1] if face == "activation" else ["all"]
+        if not targets:
+            return tuple(default)
+    targets = [targets] if isinstance(targets, str) else list(targets)
+    if "all" in targets:
+        every = [role for role in MATRICES if role in roles]
+        targets = [r for role in targets for r in (every if role == "all" else [role])]
+    return tuple(dict.fromkeys(targets))
+
+
 def resolve(net: nn.Module, roles: Mapping[str, str | list[str]], targets: Iterable[str]) -> list[Site]:
     """Sites of `targets` in network order. ConfigError lists every unknown role and every pattern without a match."""
     targets = [targets] if isinstance(targets, str) else list(targets)

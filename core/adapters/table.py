@@ -14,7 +14,7 @@ from core.adapters import bind, methods, probe
 from core.adapters.hosts import op_for
 from core.adapters.model import STATE, _untied, network, state_of, trainable
 from core.adapters.seam import stored
-from core.adapters.sites import Site, resolve
+from core.adapters.sites import Site, choose_targets, resolve
 from core.adapters.state import Bound, State
 
 
@@ -166,25 +166,22 @@ def plan(
     net = network(model)
     roles = dict(roles if roles is not None else getattr(model, "roles", {}))
     merged = {**methods.options(cls), **options}
+    targets = choose_targets(targets, cls.targets, cls.face, roles)
     base = sum(p.numel() for p in net.parameters())
     rows: list[Row] = []
     if cls.face == "selection" and cls.in_place:
-        chosen = cls.select(net, roles, tuple(targets or ()), **merged)
+        chosen = cls.select(net, roles, targets, **merged)
         trained = sum(net.get_submodule(c.path)._parameters[c.parameter].numel() for c in chosen)
         return Summary([], base, 0, trained)
     if cls.face == "selection":
         sites = _untied(
             net,
-            list(
-                dict.fromkeys(
-                    Site(c.role, c.path, c.parameter) for c in cls.select(net, roles, tuple(targets or ()), **merged)
-                )
-            ),
+            list(dict.fromkeys(Site(c.role, c.path, c.parameter) for c in cls.select(net, roles, targets, **merged))),
         )
     elif cls.face == "token":
         sites = []
     else:
-        sites = resolve(net, roles, tuple(targets if targets is not None else cls.targets))
+        sites = resolve(net, roles, targets)
     run = None
     if verify:
         run = probe.Example(model, example if example is not None else model.example)
