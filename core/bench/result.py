@@ -10,6 +10,7 @@ import json
 import math
 import os
 import platform
+import shlex
 import subprocess
 import sys
 from importlib import metadata
@@ -253,6 +254,13 @@ def _without(node: Any, at: str) -> Any:
         return node
     names = {key: f"{at}.{key}" if at else str(key) for key in node}
     return {str(key): _without(node[key], name) for key, name in names.items() if name not in _SILENT}
+
+
+def command(domain: str | None) -> str:
+    """What was typed: `python -m domains.protein.train adapter=lora seed=1`; of any other program its own command line."""
+    program, words = Path(sys.argv[0]), [word.removeprefix("++") for word in sys.argv[1:]]
+    ours = program.name == "train.py" and program.parent.name == domain
+    return shlex.join(["python", "-m", f"domains.{domain}.train", *words] if ours else [program.name, *words])
 
 
 _PACKAGES = ("peft-atlas", "torch", "lightning", "torchmetrics", "numpy", "scipy", "safetensors", "hydra-core")
