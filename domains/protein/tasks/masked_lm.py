@@ -40,10 +40,14 @@ class MaskedLM(Task):
     def check(self, data: Data, backbone: Backbone) -> None:
         zero_shot.require(backbone, "task")
         reading.check_lengths(data, backbone)
-        self.letters = {backbone.tokenizer.ids[letter]: letter for letter in STANDARD}
+        self._name_tokens(backbone.tokenizer)
+
+    def _name_tokens(self, tokenizer: Any) -> None:
+        self.letters = {tokenizer.ids[letter]: letter for letter in STANDARD}
 
     def collate(self, items: list[dict[str, Any]], tokenizer: Any) -> dict[str, Any]:
         """`targets` (batch, tokens) int64: the hidden token, -100 elsewhere. Only standard residues are hidden."""
+        self._name_tokens(tokenizer)  # a run that is only used for prediction is never checked
         _, batch = reading.read(items, tokenizer)
         tokens, standard = batch["tokens"], torch.tensor(tokenizer.standard)
         allowed = batch["residues"] & torch.isin(tokens, standard)
