@@ -49,13 +49,15 @@ def open_run(directory: Path) -> Shipped:
 def predict(directory: Path, source: Path, out: Path, *, batch_size: int = 16) -> str:
     """Writes one row per item of `source` to `out` (.csv or .jsonl), in its order; says how many.
 
-    The field reads the file: `domains.<field>.predict.read(path)` gives the items, without labels.
+    The field reads the file: `domains.<field>.predict.read(path, data)` gives the items, without labels; `data` is the
+    run's own data config, which says how its columns are named.
     """
     if out.suffix not in (".csv", ".jsonl"):
         raise ConfigError("--out", out.name, "a name that ends in .csv or .jsonl")
     if batch_size < 1:
         raise ConfigError("--batch-size", batch_size, "1 or more")
-    items = list(importlib.import_module(f"domains.{read(directory).domain}.predict").read(source))
+    cfg = read(directory)
+    items = list(importlib.import_module(f"domains.{cfg.domain}.predict").read(source, cfg.data))
     run = open_run(directory)
     rows = list(_rows(run, items, batch_size))
     text = _jsonl(rows) if out.suffix == ".jsonl" else _csv(rows)
