@@ -11,6 +11,7 @@ from pathlib import Path
 
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, OverrideType
 from hydra.core.plugins import Plugins
@@ -44,6 +45,8 @@ def compose(domain: str, overrides: Iterable[str] = (), *, name: str = "train") 
     check_domain(domain)
     typed = prepare(domain, list(overrides))
     register()
+    outer = GlobalHydra.instance().hydra  # a comparison composes its cells inside a running job
+    GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(str(conf_dir() / domain), version_base="1.3", job_name="train"):
             cfg = hydra_compose(name, typed, return_hydra_config=True)
@@ -58,6 +61,8 @@ def compose(domain: str, overrides: Iterable[str] = (), *, name: str = "train") 
         return cfg
     except (HydraException, OmegaConfBaseException) as error:
         raise translate(error) from error
+    finally:
+        GlobalHydra.instance().hydra = outer
 
 
 def check_domain(domain: str) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -38,7 +37,7 @@ def begin(cfg: DictConfig, directory: Path) -> Record:
         precision=str(plain["trainer"].get("precision", "32-true")),
         tuning_group=tuning.get("group"),
         tuning_budget=tuning.get("budget"),
-        command=" ".join(sys.argv),
+        command=result.command(cfg.get("domain")),
         config_hash=result.config_hash(cfg),
         **result.environment(),
     )

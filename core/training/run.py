@@ -271,7 +271,7 @@ def _show(cfg, directory: Path, record: Record, screen: Screen) -> None:
         screen.say(line)
     card = write_card(directory)
     pictures = sorted(path.name for path in (directory / "plots").glob("*.svg"))
-    pictures = [p for p in pictures if p != "curve.svg"] + [p for p in pictures if p == "curve.svg"]
+    pictures.sort(key=lambda name: name in ("curve.svg", "anchors.svg"))  # the field's own picture first
     for line in present.closing(directory, card, pictures, str(cfg.get("domain"))):
         screen.say(line)
 
