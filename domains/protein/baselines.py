@@ -76,7 +76,8 @@ def values(data: Data) -> dict[str, np.ndarray]:
         )
         if all(len(item["sequence"]) == len(item["wildtype"]) for item in test):
             found["blosum62"] = np.array([substitution_score(item["sequence"], item["wildtype"]) for item in test])
-    return {name: value for name, value in found.items() if len(value) < 2 or np.ptp(value) > 0}
+    # A library of single mutants has one distance: no ranking at all. A ridge that cannot rank is a finding, and stays.
+    return {name: value for name, value in found.items() if name.endswith("_ridge") or np.ptp(value) > 0}
 
 
 def levenshtein(a: str, b: str) -> int:
