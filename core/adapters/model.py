@@ -96,6 +96,7 @@ def attach(
         state.adapters[name] = adapter
         if head is not None:
             state.heads[name] = head
+        state.train(model.training)  # a new module is in train mode: dropout would act in an eval model
         state.routing.active = {name: 1.0}
         if thin and not adapter.in_place:
             state.thinned = thin_layers.thin(net)
