@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +77,8 @@ def _target(name: str) -> str:
 
 def _targets() -> dict[str, str]:
     """Method name -> dotted name of its class; ours win over an installed package's."""
+    from importlib.metadata import entry_points
+
     found = {}
     for point in entry_points(group=ENTRY_POINTS):
         module, _, name = point.value.partition(":")

@@ -15,7 +15,7 @@ FIELDS = {"transformers", "timm", "monai", "esm", "torchaudio", "torchvision", "
 HEAVY = {"torch", "lightning", "torchmetrics", "numpy", "scipy", "matplotlib", "pandas", "safetensors"} | FIELDS
 # Modules that a command loads before it knows what to do.
 LIGHT = ["core", "core.cli", "core.config", "core.catalog", "core.errors", "core.paths", "core.source", "core.compat"]
-LIGHT += ["core.compose", "core.main"]
+LIGHT += ["core.compose", "core.main", "core.job"]
 LIGHT += [f"domains.{path.parent.name}.train" for path in (ROOT / "domains").glob("*/train.py")]
 
 
@@ -104,7 +104,7 @@ def test_light_modules_import_nothing_heavy(name):
 
 @pytest.mark.parametrize(
     "code",
-    ["import core", "import core.cli, core.main", "import domains.protein.train"],
+    ["import core", "import core.cli, core.job", "import domains.protein.train"],
 )
 def test_imports_leave_torch_out(code):
     """The same rule, from a running interpreter."""
