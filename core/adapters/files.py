@@ -12,8 +12,10 @@ import errno
 import hashlib
 import json
 import os
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -37,24 +39,35 @@ def digest(tensors: dict[str, Tensor]) -> str:
 
 
 def write(directory: str | Path, record: dict, tensors: dict[str, Tensor]) -> None:
-    """Replace the adapter in `directory` (made where it is not). AdapterError or TrainingError (disk full) leave it as
-    it was."""
-    folder = Path(directory)
-    tensors = _plain(tensors)
+    """Replace the adapter in `directory`, which is made where it is not. Errors as in `replace`."""
+    tensors = plain(tensors)
     record = {"format": FORMAT, **record, "digest": digest(tensors)}
     text = json.dumps(record, indent=1, ensure_ascii=False)
-    temporary = [folder / f"{name}.tmp" for name in (TENSORS, RECORD)]
+    replace(
+        directory,
+        {
+            TENSORS: lambda path: save_file(tensors, path, metadata={"record": text, "format": "pt"}),
+            RECORD: lambda path: path.write_text(text + "\n", encoding="utf-8"),
+        },
+    )
+
+
+def replace(directory: str | Path, writers: dict[str, Callable[[Path], Any]]) -> None:
+    """Write every file beside its place, flush all to the disk, then move them there in the order given.
+
+    AdapterError (no such folder, not writable) and TrainingError (disk full) leave the folder as it was."""
+    folder = Path(directory)
+    temporary = {name: folder / f"{name}.tmp" for name in writers}
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, temporary[0], metadata={"record": text, "format": "pt"})
-        temporary[1].write_text(text + "\n", encoding="utf-8")
-        for path in temporary:
-            _sync(path)
-        os.replace(temporary[0], folder / TENSORS)
-        os.replace(temporary[1], folder / RECORD)
+        for name, write_to in writers.items():
+            write_to(temporary[name])
+            _sync(temporary[name])
+        for name, path in temporary.items():
+            os.replace(path, folder / name)
         _sync(folder)
     except (OSError, SafetensorError) as error:
-        for path in temporary:
+        for path in temporary.values():
             with suppress(OSError):
                 path.unlink()
         if getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error):
@@ -68,13 +81,7 @@ def read(directory: str | Path) -> tuple[dict, dict[str, Tensor]]:
     path = folder / TENSORS
     if not path.is_file():
         raise AdapterError(str(folder), _instead(folder), f"a folder with {TENSORS}", _fix(folder))
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {key: file.get_tensor(key) for key in file.keys()}
-    except (OSError, SafetensorError, ValueError) as error:
-        got = "a pickle, which is never read" if _pickled(path) else f"unreadable: {str(error)[:120]}"
-        raise AdapterError(str(path), got, "safetensors", "copy the file again, or save the adapter again") from None
+    metadata, tensors = load(path)
     if "record" not in metadata:
         raise AdapterError(str(path), "safetensors of another program", f"{TENSORS} of save_adapter", _fix(folder))
     record = _record(folder / RECORD, json.loads(metadata["record"]))
@@ -85,6 +92,16 @@ def read(directory: str | Path) -> tuple[dict, dict[str, Tensor]]:
     if record.get("digest") != digest(tensors):
         raise AdapterError(str(path), "tensors that do not match their digest", "an undamaged file", "copy it again")
     return record, tensors
+
+
+def load(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """(header, tensors) of a safetensors file; AdapterError where it is none."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return file.metadata() or {}, {key: file.get_tensor(key) for key in file.keys()}
+    except (OSError, SafetensorError, ValueError) as error:
+        got = "a pickle, which is never read" if _pickled(path) else f"unreadable: {str(error)[:120]}"
+        raise AdapterError(str(path), got, "safetensors", "copy the file again, or save the adapter again") from None
 
 
 def _record(path: Path, header: dict) -> dict:
@@ -100,7 +117,7 @@ def _record(path: Path, header: dict) -> dict:
     return record if record.get("digest") == header.get("digest") else header
 
 
-def _plain(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def plain(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """On the CPU, contiguous, no two sharing memory."""
     seen, plain = set(), {}
     for key, tensor in tensors.items():

@@ -203,7 +203,7 @@ def load_adapter(
         targets=content["targets"] or None,
         name=name,
         path=path or content["path"],
-        roles=roles if roles is not None else getattr(model, "roles", None) or content["roles"],
+        roles=roles if roles is not None else {**getattr(model, "roles", {}), **content["roles"]},
         example=example,
         head=head,
         seed=0,
