@@ -34,8 +34,8 @@ class Server:
 def server(tmp_path_factory):
     found = Server(tmp_path_factory.mktemp("server") / "log.txt")
     yield found
-    found.process.stdin.close()
-    found.process.wait(timeout=30)
+    found.process.kill()
+    found.process.wait()
 
 
 @pytest.fixture(scope="session")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import signal
 import sys
 import traceback
 from pathlib import Path
@@ -22,12 +23,12 @@ WIDTH = 12
 
 
 class Net(nn.Module):
-    def __init__(self):
+    def __init__(self, dropout):
         super().__init__()
         self.embed = nn.Linear(4, WIDTH)
         self.norm = nn.BatchNorm1d(WIDTH)
         self.blocks = nn.ModuleList([nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.GELU()) for _ in range(2)])
-        self.drop = nn.Dropout(0.1)
+        self.drop = nn.Dropout(dropout)
 
     def forward(self, x):
         h = self.norm(self.embed(x).transpose(1, 2)).transpose(1, 2)
@@ -41,11 +42,11 @@ class Toy(Backbone):
     width = WIDTH
     tokenizer = None
 
-    def __init__(self, seed: int = 0, pretrained: bool = True):
+    def __init__(self, seed: int = 0, pretrained: bool = True, dropout: float = 0.1):
         super().__init__()
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            self.net = Net()
+            self.net = Net(dropout)
 
     def example(self):
         return ({"x": torch.ones(2, 3, 4), "mask": torch.ones(2, 3, dtype=torch.bool)},), {}
@@ -173,6 +174,36 @@ def die_at(batch: int) -> None:
     def step(self, *args):
         if self.trainer.fit_loop.epoch_loop.total_batch_idx == batch:
             os.kill(os.getpid(), 9)
+        return real(self, *args)
+
+    module.PeftModule.training_step = step
+
+
+def signal_at(batch: int) -> None:
+    """SIGTERM, as a scheduler sends it, in the training step of that batch."""
+    from core.training import module
+
+    real = module.PeftModule.training_step
+
+    def step(self, *args):
+        if self.trainer.fit_loop.epoch_loop.total_batch_idx == batch:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return real(self, *args)
+
+    module.PeftModule.training_step = step
+
+
+def disk_full_at(batch: int) -> None:
+    """From that batch on no file may grow beyond 6 kB: the system refuses the checkpoint's write."""
+    import resource
+
+    from core.training import module
+
+    real = module.PeftModule.training_step
+
+    def step(self, *args):
+        if self.trainer.fit_loop.epoch_loop.total_batch_idx == batch:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (6000, 6000))
         return real(self, *args)
 
     module.PeftModule.training_step = step
