@@ -35,7 +35,9 @@ class Recipe:
     width, layers, heads   of the network; the inner width is four times the width
     crop                   residues per protein and step; longer proteins are cut at a random place
     masked                 share of residues that become `<mask>`; 0 trains no masked prediction
-    conservation           weight of the conservation loss beside the masked one; 0 for none
+    masked_weight          of the masked loss
+    masked_from            step from which residues are masked; before it conservation is learned alone
+    conservation           weight of the conservation loss; 0 for none
     decay                  share of the steps over which the rate falls to 2 %
     """
 
@@ -50,6 +52,8 @@ class Recipe:
     warmup: int = 100
     decay: float = 0.3
     masked: float = 0.2
+    masked_weight: float = 1.0
+    masked_from: int = 0
     conservation: float = 0.0
     clip: float = 1.0
     seed: int = 0
@@ -104,7 +108,7 @@ class Pretraining(nn.Module):
         mask = None if bool(real.all()) else real.long()
         hidden = self.net.esm(tokens.masked_fill(chosen, MASK), attention_mask=mask).last_hidden_state
         scored = {}
-        if self.recipe.masked:
+        if chosen.any():
             scored["masked"] = (self.net.lm_head(hidden[chosen])[:, FIRST : FIRST + 20], tokens[chosen] - FIRST)
         if self.conservation is not None and bool((classes >= 0).any()):
             known = classes >= 0
@@ -149,17 +153,21 @@ class Batches:
 
     def __init__(self, corpus: Corpus, recipe: Recipe):
         self.corpus, self.recipe = corpus, recipe
-        usable = [i for i, c in enumerate(corpus.classes) if recipe.masked or c is not None]
-        self.order = np.array(sorted(usable, key=lambda i: min(len(corpus.tokens[i]), recipe.crop)))
+        order = sorted(range(len(corpus.tokens)), key=lambda i: min(len(corpus.tokens[i]), recipe.crop))
+        self.all = np.array(order)
+        self.labelled = np.array([i for i in order if corpus.classes[i] is not None])
 
     def __call__(self, step: int) -> tuple[Tensor, Tensor, Tensor]:
-        recipe, n = self.recipe, len(self.order)
+        recipe = self.recipe
+        masked = recipe.masked if step >= recipe.masked_from else 0.0
+        order = self.all if masked else self.labelled
+        n = len(order)
         rng = np.random.default_rng((recipe.seed, step))
         window = min(6 * recipe.batch, n)
         first = int(np.clip(rng.integers(-window // 2, n - window // 2), 0, n - window))
-        rows = self.order[first + rng.permutation(window)[: recipe.batch]]
+        rows = order[first + rng.permutation(window)[: recipe.batch]]
         tokens, classes = arrange(self.corpus, rows, recipe.crop, rng)
-        return tokens, classes, choose(tokens, recipe.masked, rng)
+        return tokens, classes, choose(tokens, masked, rng)
 
 
 def rate(recipe: Recipe, step: int) -> float:
@@ -247,7 +255,7 @@ def train(
             group["lr"] = rate(recipe, step)
         scored = model.parts(*batches(step))
         losses = {name: F.cross_entropy(*pair) for name, pair in scored.items()}
-        loss = losses.get("masked", 0.0) + recipe.conservation * losses.get("conservation", 0.0)
+        loss = recipe.masked_weight * losses.get("masked", 0.0) + recipe.conservation * losses.get("conservation", 0.0)
         optimiser.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(model.trained(), recipe.clip)
@@ -261,7 +269,7 @@ def train(
             figures = evaluate(model, held, corpus)
             facts["curve"].append({"step": step, **figures})
             left = elapsed / (step - first) * (recipe.steps - step)
-            shown = "  ".join(f"{n} {figures[f'{n} loss']:.4f} / {figures[f'{n} accuracy']:.4f}" for n in losses)
+            shown = "  ".join(f"{n} {figures[f'{n} loss']:.4f} / {figures[f'{n} accuracy']:.4f}" for n in model.asked)
             print(
                 f"{100 * step // recipe.steps:3d} %  step {step:,}/{recipe.steps:,}  train {running.item() / every:.3f}"
                 f"  held-out loss / accuracy  {shown}  {facts['seconds']:.0f} s  left {left:.0f} s",

@@ -128,7 +128,7 @@ def compare(
     }
     for name, values in mean.items():
         row = {"name": name, "q3": float(values.mean()), "ci95": bootstrap(values, groups)}
-        out["rows"].append(row | {"seeds": [float(v.mean()) for v in scores[name]], "lr": chosen.get(name)})
+        out["rows"].append(row | {"seeds": [float(v.mean()) for v in scores[name]], "lr": chosen.get(name, [None])[0]})
     for name in mean:
         if "lora" in mean and name != "lora":
             test = paired(mean["lora"], mean[name], groups)
@@ -175,7 +175,7 @@ def adapt(
         (total / items).backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimiser.step()
-        if (step + 1) % every == 0:
+        if (step + 1) % every == 0 or step + 1 == steps:
             value = float(np.mean(_scores(model, task, data.items("val"))))
             if value > best[0]:
                 best = (value, [p.detach().clone() for p in parameters])
@@ -220,9 +220,9 @@ def table(result: dict[str, Any]) -> list[str]:
             shown = "" if d is None else f"{100 * d['difference']:+.1f} [{100 * d['low']:.1f}, {100 * d['high']:.1f}]"
             low, high = row["ci95"]
             seeds = " ".join(f"{100 * s:.1f}" for s in row["seeds"])
-            rates = " ".join(f"{r:g}" for r in row["lr"] or [])
+            rate = "" if row["lr"] is None else f"{row['lr']:g}"
             lines.append(
                 f"| {one['labelled']} | {row['name']} | {100 * row['q3']:.1f} [{100 * low:.1f}, {100 * high:.1f}] "
-                f"| {shown} | {seeds} | {rates} |"
+                f"| {shown} | {seeds} | {rate} |"
             )
     return lines

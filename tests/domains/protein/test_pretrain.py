@@ -196,3 +196,31 @@ def test_the_mini_weights_know_families_that_they_have_not_seen():
     found = (logits.argmax(-1) == tokens[chosen] - 4).float().mean().item()
     assert found >= accuracy_of_card("esm2_mini", "masked residues") - 0.06  # 500 masks: a standard error of .022
     assert found >= 0.4
+
+
+def test_a_probe_on_the_mini_weights_beats_one_on_their_start():
+    """Twelve labelled proteins, 20 steps: measured Q3 .80 against .63 for the same network before pretraining."""
+    from domains.protein.data.twin import Twin
+    from domains.protein.pretraining.transfer import adapt
+    from domains.protein.tasks.residue import ResidueClassification
+
+    data = Twin("structure", train=12, val=8, test=30)
+    data.setup()
+    task = ResidueClassification(classes="HEC", measure="q3")
+    q3 = [adapt("esm2_mini", data, task, "none", {}, 0.1, 20, 0, scratch=s, every=20)[1].mean() for s in (False, True)]
+    assert q3[0] > q3[1] + 0.08
+
+
+def test_the_comparison_scores_every_row_on_the_same_proteins():
+    from domains.protein.data.twin import Twin
+    from domains.protein.pretraining.transfer import compare, table
+
+    result = compare("esm2_mini", lambda seed: Twin("structure", seed=seed, train=8, val=4, test=9),
+                     seeds=2, steps=2, methods=("scratch", "lora"))  # fmt: skip
+    rows = {row["name"]: row for row in result["rows"]}
+    assert set(rows) == {"majority", "one_hot_window", "scratch", "lora"}
+    assert all(len(row["seeds"]) == 2 and row["q3"] == pytest.approx(np.mean(row["seeds"])) for row in rows.values())
+    gain = {d["name"]: d["difference"] for d in result["differences"]}
+    assert gain["lora - scratch"] == pytest.approx(rows["lora"]["q3"] - rows["scratch"]["q3"])
+    json.dumps(result)
+    assert len(table({"title": "t", "comparisons": [{"labelled": 8} | result]})) == 4 + len(rows)
