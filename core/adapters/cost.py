@@ -8,13 +8,19 @@ too); a multiply-add is two.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode, flop_registry, sdpa_backward_flop_count, sdpa_flop_count
+from torch.utils.flop_counter import (
+    FlopCounterMode,
+    flop_registry,
+    sdpa_backward_flop_count,
+    sdpa_flop_count,
+)
 
 from core.adapters.probe import Example, pristine, pseudo_loss
 
@@ -72,23 +78,28 @@ def _storage(tensor: Tensor) -> tuple[str, int]:
     return str(tensor.device), tensor.untyped_storage().data_ptr()
 
 
-def _cpu_attention(query, key, value, *args, out_shape=None, **kwargs) -> int:
+def _product(total, a, b, *args, out_shape=None, **kwargs) -> int:
+    return 2 * math.prod(a) * b[-1]
+
+
+def _attention(query, key, value, *args, out_shape=None, **kwargs) -> int:
     return sdpa_flop_count(query, key, value)
 
 
-def _cpu_attention_backward(grad, query, key, value, *args, out_shape=None, **kwargs) -> int:
+def _attention_backward(grad, query, key, value, *args, out_shape=None, **kwargs) -> int:
     return sdpa_backward_flop_count(grad, query, key, value)
 
 
 def flop_counter() -> FlopCounterMode:
-    """torch's counter, taught the CPU attention kernel that it leaves out."""
-    aten, taught = torch.ops.aten, {}
-    for name, formula in (
-        ("_scaled_dot_product_flash_attention_for_cpu", _cpu_attention),
-        ("_scaled_dot_product_flash_attention_for_cpu_backward", _cpu_attention_backward),
-    ):
-        if hasattr(aten, name) and getattr(aten, name) not in flop_registry:
-            taught[getattr(aten, name)] = formula
+    """torch's counter, taught what it leaves out: products added in place, and attention's CPU kernel."""
+    formulas = {
+        "addmm_": _product,
+        "baddbmm_": _product,
+        "_scaled_dot_product_flash_attention_for_cpu": _attention,
+        "_scaled_dot_product_flash_attention_for_cpu_backward": _attention_backward,
+    }
+    known = {getattr(torch.ops.aten, name, None): formula for name, formula in formulas.items()}
+    taught = {op: formula for op, formula in known.items() if op is not None and op not in flop_registry}
     return FlopCounterMode(display=False, custom_mapping=taught)
 
 
