@@ -29,7 +29,7 @@ def adapted(method="lora", targets=("a",), **options):
 
 
 def test_lora_on_a_linear_in_closed_form():
-    """N > 2 o i / (o + i), so W' = W + s B A is merged: forward 2 N i o for each layer and 2 o r i for B A; backward the
+    """N > 2 o i / (o + i), so W' = W + s B A is merged: forward 2 N i o per layer and 2 o r i for B A; backward the
     thin products B^T g, (B^T g) x, A x^T, (A x^T) g. Kept: x, once."""
     net = adapted(rank=R, head=nn.Linear(O, 3))
     found = cost(net)
