@@ -115,7 +115,10 @@ class Slot(nn.Module):
                 )  # fmt: skip
             return W
         acting = self.acting()
-        return self.put(W, acting) if acting else W
+        if not acting:
+            return W
+        with without_autocast(W):  # the change in fp32, rounded once, by the product that reads W'
+            return self.put(W, acting)
 
     def put(self, W: Tensor, acting: list[tuple[Part, float]]) -> Tensor:
         return _whole(acting[0][0].op).put(W, self.matrix(W, acting).to(W.dtype))
