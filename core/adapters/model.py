@@ -160,7 +160,7 @@ def _bind(model, net, state: State, adapter: Adapter, cls, roles, run, path) -> 
     if cls.face == "token":
         from core.adapters import tokens
 
-        tokens.bind_tokens(model, adapter, cls, run)
+        tokens.bind_tokens(model, adapter, cls)
     elif cls.face == "activation":
         sites = resolve(net, roles, adapter.targets)
         bind.bind_activation(state, net, adapter, cls, sites, run, getattr(model, "channel_axis", {}))

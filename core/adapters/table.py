@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from core.adapters import bind, methods, probe
+from core.adapters import bind, methods, probe, tokens
 from core.adapters.hosts import op_for
 from core.adapters.model import STATE, _untied, network, state_of, trainable
-from core.adapters.seam import stored
+from core.adapters.seam import original, stored
 from core.adapters.sites import Site, choose_targets, resolve
 from core.adapters.state import Bound, State
 
@@ -131,6 +131,7 @@ def summary(model: nn.Module, name: str | None = None) -> Summary:
     state = state_of(model)
     chosen = [a for a in state.adapters.values() if name is None or a.name == name]
     rows = [_row(a.name, a.method, b) for a in chosen for b in a.bound]
+    rows += [_token_row(a.name, a.method, model, state.tokens[a.name]) for a in chosen if a.name in state.tokens]
     infos = adapters(model)
     return Summary(
         rows,
@@ -144,6 +145,13 @@ def summary(model: nn.Module, name: str | None = None) -> Summary:
 
 def _row(adapter: str, method: str, b: Bound) -> Row:
     return Row(adapter, b.site.key, b.site.role, b.path, b.why, b.host, b.shape, method, b.parameters)
+
+
+def _token_row(adapter: str, label: str, model: nn.Module, method: nn.Module) -> Row:
+    _, inner, why = tokens.entry(model)
+    count = sum(p.numel() for p in method.parameters() if p.requires_grad)
+    shape = tuple(method().shape)
+    return Row(adapter, "tokens", "tokens", "token", why, original(inner).__name__, shape, label, count)
 
 
 def plan(
@@ -179,7 +187,9 @@ def plan(
             list(dict.fromkeys(Site(c.role, c.path, c.parameter) for c in cls.select(net, roles, targets, **merged))),
         )
     elif cls.face == "token":
-        sites = []
+        with torch.random.fork_rng(devices=[]):
+            row = _token_row(name, label, model, tokens.build(model, cls, merged))
+        return Summary([row], base, 0, row.parameters)
     else:
         sites = resolve(net, roles, targets)
     run = None

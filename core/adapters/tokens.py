@@ -25,40 +25,59 @@ from core.adapters.token_seams import (
 from core.contracts import TokenPort
 from core.errors import ConfigError, UnsupportedError
 
+WHY = {"embeds": "input embeddings", "blocks": "before the first block"}
 
-def bind_tokens(model: nn.Module, adapter, cls, example) -> None:
-    """Make the method, register it in the model's state, install the seam where it is not yet.
 
-    UnsupportedError where the model declares no port; `example` is only there for its model's device."""
+def bind_tokens(model: nn.Module, adapter, cls) -> None:
+    """Make the method, register it in the model's state, install the seam where it is not yet."""
     from core.adapters.model import network, state_of
 
-    port: TokenPort | None = getattr(model, "token_port", None)
     net, state = network(model), state_of(model)
-    seam = _seam(port)
-    if seam is None:
-        raise UnsupportedError(
-            f"adapter {adapter.method}",
-            f"{type(model).__name__} has no token port",
-            f"a backbone with one: {_who()}",
-            "choose a weight or activation method",
-        )
-    inner = net.get_submodule(port.model) if seam == "embeds" else net
-    embed = inner.get_submodule(port.embed) if seam == "embeds" and port.embed else None
-    table = stored(embed, "weight").detach() if embed is not None else None
-    dim = port.dim or (table.shape[1] if table is not None else None)
-    if dim is None:
-        raise ConfigError("token_port.dim", "None", "the width of a virtual token", "declare it in the backbone")
-    method = cls(dim, **adapter.options)
-    method.start(table)
+    method = build(model, cls, adapter.options)
     device = next((p.device for p in net.parameters()), torch.device("cpu"))
     installed = bool(state.tokens)
     state.tokens[adapter.name] = method.to(device)
     if installed:
         return
-    tokens = Tokens(state.routing, state.tokens, port)
-    for host, wrapper, place in _hosts(net, port, seam, tokens):
+    tokens = Tokens(state.routing, state.tokens, model.token_port)
+    for host, wrapper, place in _hosts(net, model.token_port, _seam(model.token_port), tokens):
         host.__dict__.setdefault(ADAPTERS, {})[PLACE] = place
         switch(host, forward=wrapper)
+
+
+def build(model: nn.Module, cls, options: dict) -> nn.Module:
+    """The method of a token adapter; the model is not changed."""
+    port, inner, _ = entry(model)
+    embed = inner.get_submodule(port.embed) if _seam(port) == "embeds" and port.embed else None
+    table = stored(embed, "weight").detach() if embed is not None else None
+    dim = port.dim or (table.shape[1] if table is not None else None)
+    if dim is None:
+        raise ConfigError("token_port.dim", "None", "the width of a virtual token", "declare it in the backbone")
+    method = cls(dim, **options)
+    method.start(table)
+    return method
+
+
+def entry(model: nn.Module) -> tuple[TokenPort, nn.Module, str]:
+    """(the port, the module at which tokens enter, where that is in words).
+
+    UnsupportedError where the model declares none: lists the backbones that have one."""
+    from core.adapters.model import network
+
+    port: TokenPort | None = getattr(model, "token_port", None)
+    seam, net = _seam(port), network(model)
+    if seam is None:
+        raise UnsupportedError(
+            "adapter",
+            f"virtual tokens on {type(model).__name__}, which has no token port",
+            f"a backbone with one: {_who()}",
+            "choose a weight or activation method",
+        )
+    return port, net.get_submodule(port.model) if seam == "embeds" else _blocks(net, port)[0], WHY[seam]
+
+
+def _blocks(net: nn.Module, port: TokenPort) -> list[nn.Module]:
+    return [net.get_submodule(site.path) for site in resolve(net, {"block": port.blocks}, ["block"])]
 
 
 def unbind_tokens(model: nn.Module, name: str) -> None:
@@ -94,7 +113,7 @@ def _hosts(net: nn.Module, port: TokenPort, seam: str, tokens: Tokens):
             reader = net.get_submodule(path)
             yield reader, memory_forward, Place(tokens, reader, keyword=keyword)
         return
-    blocks = [net.get_submodule(site.path) for site in resolve(net, {"block": port.blocks}, ["block"])]
+    blocks = _blocks(net, port)
     for block in blocks:
         yield block, block_forward, Place(tokens, block, first=block is blocks[0], last=block is blocks[-1])
     if port.wrap is not None:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from core.adapters import attach, detach, mix, set_active, trainable, use
+from core.adapters import attach, detach, mix, plan, set_active, summary, trainable, use
 from core.contracts import TokenPort
 from core.errors import ConfigError, UnsupportedError
 from tests.core.adapters.tokens_zoo import BLOCKS, ZOO, bert, build, ids
@@ -128,6 +128,7 @@ def test_copies_are_equal_and_independent(name):
     assert torch.equal(run(host, tokens), y)
 
 
+@pytest.mark.filterwarnings("ignore:`gradient_checkpointing_enable` is deprecated")  # the name of all 5.x releases
 @pytest.mark.parametrize("name", ["llama", "gpt2", "bert", "hf_esm"])
 def test_gradient_checkpointing_changes_nothing(name):
     host, tokens = prompted(name), ids()
@@ -187,6 +188,7 @@ def test_generation_with_a_cache_is_generation_without(name):
         assert not torch.equal(generate(host, tokens), text)
 
 
+@pytest.mark.filterwarnings("ignore:`past_key_values` is deprecated")  # the name of all 5.x releases
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
 def test_cached_steps_are_teacher_forcing(name):
     host, tokens = prompted(name), ids(2, 12)
@@ -280,6 +282,17 @@ def test_attach_checks_liveness_and_reports_the_gradient():
     attach(host.net, "prompt", tokens=3, init="vocabulary", roles={}, example=((), {"input_ids": tokens}), seed=1)
     table, value = host.net.transformer.wte.weight, trainable(host.net)["tokens|value"]
     assert all(bool((table == row).all(1).any()) for row in value)
+    row = summary(host.net).rows[0]
+    assert (row.site, row.path, row.why, row.host, row.shape) == (
+        "tokens",
+        "token",
+        "input embeddings",
+        "GPT2Model",
+        (3, 32),
+    )
+    detach(host.net)
+    planned = plan(host.net, "prompt", tokens=3, roles={}, example=((), {"input_ids": tokens}))
+    assert planned.rows == [row] and planned.parameters == 96
 
 
 def test_no_port_says_who_has_one():
