@@ -135,6 +135,10 @@ class Data:
     def audit(self) -> Audit:
         raise NotImplementedError
 
+    def strata(self, split: Split) -> dict[str, list[str]]:
+        """Name -> ids of parts of a split that are scored on their own, too (how alike to train, which scanner)."""
+        return {}
+
 
 class Task(nn.Module):
     """What is asked of the hidden states, and how the answer is scored. Holds no trained parameter: its head belongs to

@@ -30,6 +30,17 @@ def rows(module: PeftModule, trainer, loaders, split: str) -> list[dict[str, Any
     return in_order(found, loaders.items(split))
 
 
+def strata(task: Task, data: Data, found: list[dict[str, Any]], metric: str, least: int = 10) -> dict[str, Any]:
+    """ "test, <stratum>" -> {metric: score} for every part of the test split with at least `least` items."""
+    scores = {}
+    for name, ids in data.strata("test").items():
+        wanted = set(ids)
+        part = [dict(row) for row in found if str(row["id"]) in wanted]  # copies: scoring writes into rows
+        if least <= len(part) < len(found):
+            scores[f"test, {name}"] = {metric: task.score(part)[metric]}
+    return scores
+
+
 def write_rows(path: Path, found: list[dict[str, Any]]) -> None:
     """predictions.jsonl, whole or not at all."""
     write_whole(path, "".join(json.dumps(row, ensure_ascii=False, default=_plain) + "\n" for row in found))

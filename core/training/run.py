@@ -231,6 +231,8 @@ def _score(cfg, directory: Path, record: Record, module, name, parts, loaders, b
     if cfg.run.test and loaders.items("test"):
         found = evaluate.rows(module, trainer, loaders, "test")
         record.metrics["test"] = {name: MetricRecord.of(m) for name, m in parts.task.score(found).items()}
+        for part, scores in evaluate.strata(parts.task, parts.data, found, parts.task.metric).items():
+            record.metrics[part] = {key: MetricRecord.of(m) for key, m in scores.items()}
         headline = record.metrics["test"].get(wanted)
         record.primary = Primary(name=wanted, split="test", value=headline.value if headline else None)
         evaluate.write_rows(directory / evaluate.PREDICTIONS, found)

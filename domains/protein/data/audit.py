@@ -20,10 +20,13 @@ BAND_NAMES = ("below 20 %", "20-30 %", "30-50 %", "above 50 %")
 SAMPLE = 1000  # test proteins compared with train; more are sampled, and the card says so
 
 
-def audit(items: Items, *, over_limit: dict[str, int], notes: dict[str, int]) -> Audit:
-    """Findings of section 3.3's list over items by split.
+def audit(
+    items: Items, *, over_limit: dict[str, int], notes: dict[str, int], identity: dict[str, float] | None = None
+) -> Audit:
+    """Findings over the items by split.
 
     over_limit   split -> how many items the length limit touched       notes   reader's counts (rows left out)
+    identity     what `compared` gave, where it is known
     """
     found = Audit()
     _sizes(items, over_limit, notes, found)
@@ -31,8 +34,19 @@ def audit(items: Items, *, over_limit: dict[str, int], notes: dict[str, int]) ->
     _repeats(items, found)
     _residues(items, found)
     _labels(items, found)
-    _homologs(items, found)
+    _homologs(items, compared(items) if identity is None else identity, found)
     return found
+
+
+def compared(items: Items) -> dict[str, float]:
+    """Test id -> identity (0..1) to the most similar train sequence; of large test splits a sample."""
+    train, test = items.get("train", []), items.get("test", [])
+    if not train or not test:
+        return {}
+    if len(test) > SAMPLE:
+        test = [test[i] for i in np.sort(np.random.default_rng(0).choice(len(test), SAMPLE, replace=False))]
+    values, _ = nearest([item["sequence"] for item in test], [item["sequence"] for item in train], budget=SAMPLE)
+    return dict(zip((item["id"] for item in test), values.tolist(), strict=True))
 
 
 def bands(identity: dict[str, float]) -> dict[str, list[str]]:
@@ -168,23 +182,15 @@ def _classes(part: list[dict[str, Any]], per_residue: bool) -> Counter:
     return count
 
 
-def _homologs(items: Items, found: Audit) -> None:
-    train, test = items.get("train", []), items.get("test", [])
-    if not train or not test:
+def _homologs(items: Items, identity: dict[str, float], found: Audit) -> None:
+    if not identity:
         return
-    chosen = list(range(len(test)))
-    if len(test) > SAMPLE:
-        chosen = sorted(np.random.default_rng(0).choice(len(test), SAMPLE, replace=False).tolist())
-        found.facts["test items compared with train"] = SAMPLE
-    values, _ = nearest([test[i]["sequence"] for i in chosen], [item["sequence"] for item in train], budget=SAMPLE)
-    found.facts["identity test to train"] = histogram(values, np.linspace(0, 1, 11))
-    by_band = bands({test[i]["id"]: value for i, value in zip(chosen, values, strict=True)})
-    found.facts["test items by identity to train"] = {
-        "bins": list(by_band),
-        "counts": [len(ids) for ids in by_band.values()],
-    }
-    variants = any(item.get("sites") for item in test)
-    close = len(by_band[BAND_NAMES[-1]])
-    if close and not variants:
-        share = close / len(chosen)
-        found.warnings.append(f"{close} test proteins ({share:.1%}) have a train protein above 50 % identity")
+    if len(identity) < len(items["test"]):
+        found.facts["test items compared with train"] = len(identity)
+    by_band = bands(identity)
+    found.facts["identity test to train"] = histogram(list(identity.values()), np.linspace(0, 1, 11))
+    counts = [len(ids) for ids in by_band.values()]
+    found.facts["test items by identity to train"] = {"bins": list(by_band), "counts": counts}
+    if counts[-1] and not any(item.get("sites") for item in items["test"]):
+        share = counts[-1] / len(identity)
+        found.warnings.append(f"{counts[-1]} test proteins ({share:.1%}) have a train protein above 50 % identity")

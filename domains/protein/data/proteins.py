@@ -32,6 +32,7 @@ class Proteins(Data):
         self.splitting, self.shortening = splitting, shortening
         self._items: dict[str, list[dict[str, Any]]] = {}
         self._whole: dict[str, list[dict[str, Any]]] = {}
+        self._identity: dict[str, float] | None = None
         self.over_limit: dict[str, int] = {}
         self.notes: dict[str, int] = {}  # what the reader left out or changed, for the audit
 
@@ -67,19 +68,25 @@ class Proteins(Data):
         return min(len(item["sequence"]), item.get("crop") or len(item["sequence"]))
 
     def identity(self) -> dict[str, float]:
-        """Test id -> identity (0..1) to the most similar train sequence."""
-        from domains.protein.data.identity import nearest
+        """Test id -> identity (0..1) to the most similar train sequence; computed once."""
+        from domains.protein.data.audit import compared
 
-        train, test = ([item["sequence"] for item in self._whole[name]] for name in ("train", "test"))
-        if not train or not test:
-            return {}
-        values, _ = nearest(test, train)
-        return dict(zip((item["id"] for item in self._whole["test"]), values.tolist(), strict=True))
+        if self._identity is None:
+            self._identity = compared(self._whole)
+        return self._identity
 
     def audit(self) -> Audit:
         from domains.protein.data.audit import audit
 
-        return audit(self._whole, over_limit=self.over_limit, notes=self.notes)
+        return audit(self._whole, over_limit=self.over_limit, notes=self.notes, identity=self.identity())
+
+    def strata(self, split: Split) -> dict[str, list[str]]:
+        """Test proteins by identity to the nearest train protein; variants of one protein are all alike: no strata."""
+        from domains.protein.data.audit import bands
+
+        if split != "test" or any(item.get("sites") for item in self._items["test"]):
+            return {}
+        return {f"identity {name}": ids for name, ids in bands(self.identity()).items() if ids}
 
 
 def refuse_repeated_ids(file: str, rows: list[dict[str, Any]]) -> None:

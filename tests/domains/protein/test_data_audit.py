@@ -8,6 +8,7 @@ from core.compose import compose
 from core.training.assemble import make
 from domains.protein.data.audit import BAND_NAMES, audit, bands, histogram
 from domains.protein.data.residues import STANDARD, mutate
+from domains.protein.data.twin import Twin
 
 REAL = pytest.mark.skipif(paths.data_dir() is None, reason="the real data folder (PEFT_ATLAS_DATA) is not here")
 
@@ -132,3 +133,14 @@ def test_the_true_leak_of_flip_bind_is_found_and_can_be_dropped():
     data = make(compose("protein", ["data=flip_bind", "data.drop_leaks=true"]), "data", 0)
     data.setup()
     assert not data.audit().errors and len(data.items("train")) == 953
+
+
+def test_every_test_protein_is_in_one_stratum_of_identity():
+    data = Twin(train=30, val=4, test=45)
+    data.setup()
+    strata = data.strata("test")
+    assert sorted(name for ids in strata.values() for name in ids) == sorted(i["id"] for i in data.items("test"))
+    assert set(strata) <= {f"identity {name}" for name in BAND_NAMES} and data.strata("val") == {}
+    variants = Twin("landscape")
+    variants.setup()
+    assert variants.strata("test") == {}
