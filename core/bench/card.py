@@ -184,9 +184,8 @@ def _pictures(run: Run, us: Cell | None, others: list[Cell]) -> tuple[list[dict]
                 left += len(content)
                 continue
         caption = ours.get(path) or path.stem.replace("_", " ")
-        shown.append(
-            {"caption": caption, "source": f"data:{_PICTURES[path.suffix]};base64,{content}", "wide": _wide(path)}
-        )
+        source, wide = f"data:{_PICTURES[path.suffix]};base64,{content}", path not in ours and _wide(path)
+        shown.append({"caption": caption, "source": source, "wide": wide})
     return shown, left_out
 
 

@@ -60,7 +60,7 @@ def training_curve(metrics: Path, picture: Path, *, score: str | None = None, mo
     panels = [name for name, there in (("loss", losses), (score, scores)) if there]
     if not panels:
         return None
-    figure, axes = new_figure(5.6, 1.1 + 1.5 * len(panels), rows=len(panels))
+    figure, axes = new_figure(5.6, 1.1 + 1.5 * len(panels), rows=len(panels), margins=(0.75, 0.15, 0.5, 0.1))
     if losses:
         axis = axes[0]
         for split, points in losses:
@@ -103,7 +103,7 @@ def score_against_cost(
     points = [p for p in points if p.cost and p.cost > 0 and p.score is not None]
     if not points:
         return None
-    figure, (axis,) = new_figure(7.6, 4.0)
+    figure, (axis,) = new_figure(7.6, 4.0, margins=(0.75, 0.1, 0.5, 0.08))
     for p in points:
         if p.label in ("probe", "full"):
             axis.axhline(p.score, ls=(0, (5, 4)), lw=1, color=GREY, zorder=0)
@@ -134,7 +134,7 @@ def beside(
     names: Sequence[str], scores: Sequence[float], ends: Sequence, ours: int, picture: Path, *, metric: str
 ) -> Path:
     """One row per name: its score as a dot, with its interval. Row `ours` is the run, its interval shaded."""
-    figure, (axis,) = new_figure(5.6, 0.85 + 0.36 * len(names))
+    figure, (axis,) = new_figure(5.6, 0.85 + 0.36 * len(names), margins=(_room(names), 0.1, 0.5, 0.08))
     if ends[ours]:
         axis.axvspan(*ends[ours], color=BLUE, alpha=0.1, lw=0)
     for row, (score, pair) in enumerate(zip(scores, ends, strict=True)):
@@ -167,7 +167,12 @@ def cost_bars(
     costs = {name: values for name, values in costs.items() if any(value is not None for value in values)}
     if not costs or not labels:
         return None
-    figure, axes = new_figure(2.0 + 1.75 * len(costs), 0.75 + 0.27 * len(labels), columns=len(costs))
+    figure, axes = new_figure(
+        _room(labels) + 1.75 * len(costs),
+        0.4 + 0.27 * len(labels),
+        columns=len(costs),
+        margins=(_room(labels), 0.05, 0.05, 0.3),
+    )
     rows = range(len(labels))
     for axis, (name, values) in zip(axes, costs.items(), strict=True):
         largest = max(value for value in values if value is not None) or 1.0
@@ -199,15 +204,27 @@ def _thin(points: list[tuple[int, float]], limit: int = 240) -> list[tuple[int, 
     return [(part[-1][0], sum(value for _, value in part) / len(part)) for part in parts]
 
 
-def new_figure(width: float, height: float, rows: int = 1, columns: int = 1):
-    """(figure, list of axes) without pyplot: nothing global, nothing to close."""
+def new_figure(width: float, height: float, rows: int = 1, columns: int = 1, margins: tuple | None = None):
+    """(figure, list of axes) without pyplot: nothing global, nothing to close.
+
+    margins   (left, right, bottom, top) in inch; None finds them, which takes two more drawings
+    """
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=(width, height), layout="constrained")
+        figure = Figure(figsize=(width, height), layout=None if margins else "constrained")
         FigureCanvasAgg(figure)
+        if margins:
+            left, right, bottom, top = margins
+            room = {
+                "left": left / width,
+                "right": 1 - right / width,
+                "bottom": bottom / height,
+                "top": 1 - top / height,
+            }
+            figure.subplots_adjust(**room, hspace=0.12, wspace=0.08)
         axes = figure.subplots(rows, columns, sharex=rows > 1, sharey=columns > 1, squeeze=False).ravel()
         for axis in axes:
             axis.spines[["top", "right"]].set_visible(False)
@@ -216,6 +233,11 @@ def new_figure(width: float, height: float, rows: int = 1, columns: int = 1):
             axis.grid(True, color="#e8ebef", lw=0.8)
             axis.set_axisbelow(True)
     return figure, list(axes)
+
+
+def _room(labels: Sequence[str]) -> float:
+    """Inches that the longest of these names needs beside an axis."""
+    return 0.25 + 0.085 * max(map(len, labels))
 
 
 _STYLE = {"font.family": "DejaVu Sans", "font.size": 10, "axes.labelcolor": INK, "text.color": INK}
@@ -235,7 +257,7 @@ def _number_ticks(axis, *, log: bool) -> None:
 
 def _label(figure, axis, points: Sequence[Point]) -> None:
     """A name beside each point, moved up or down until no two names overlap."""
-    figure.canvas.draw()
+    axis.get_xlim(), axis.get_ylim()  # settles the limits
     taken: list[tuple[float, float, float, float]] = []
     spots = [axis.transData.transform((p.cost, p.score)) for p in points]
     for p, (x, y) in sorted(zip(points, spots, strict=True), key=lambda pair: -pair[1][1]):
