@@ -108,6 +108,9 @@ def test_masks_hide_residues_and_nothing_else():
     again = loop.Batches(tiny_corpus(0), recipe)(7)
     assert torch.equal(tokens, again[0]) and torch.equal(chosen, again[2])
     assert ((tokens[chosen] >= 4) & (tokens[chosen] < 24)).all()
+    early = loop.Batches(tiny_corpus(0), replace(recipe, masked_from=8))
+    assert not early(7)[2].any() and early(8)[2].any()
+    assert (early(7)[1] >= 0).any(1).all()  # before that, only proteins with classes
     many = loop.choose(torch.full((100, 100), 5), 0.2, rng).float().mean().item()
     assert abs(many - 0.2) < 4 * math.sqrt(0.16 / 10_000)
 
