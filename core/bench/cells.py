@@ -100,16 +100,12 @@ class Cell:
     def ci95(self) -> tuple[float, float] | None:
         """Cluster bootstrap over the mean of the seeds' per-item scores; the recorded one where rows give none."""
         if self.scores is not None and self.value is not None and abs(self.scores.value - self.value) < 2e-3:
-            return stats.interval(self.samples)
+            return stats.interval(self.scores.drawn)
         return self.headlines[0].ci95 if len(self.headlines) == 1 else None
 
     @cached_property
     def scores(self) -> scores.Scores | None:
         return scores.scores(self.metric, [run.rows for run in self.runs] or [self.baseline_rows])
-
-    @cached_property
-    def samples(self):
-        return self.scores.samples()
 
     def mean(self, name: str) -> float | None:
         """Mean of a record's number over the seeds that know it."""

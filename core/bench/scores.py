@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -21,7 +23,8 @@ from core.errors import DataError
 FILE = "predictions.jsonl"
 
 
-class Scores(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Scores:
     """One method's test predictions; items in the same order for every seed.
 
     ids, groups (items,)    contributions (items,) mean over seeds; their mean is the headline
@@ -38,6 +41,10 @@ class Scores(NamedTuple):
     @property
     def value(self) -> float:
         return float(self.contributions.mean())
+
+    @cached_property
+    def drawn(self) -> np.ndarray:
+        return self.samples()
 
     def samples(self, *, draws: int = 2000, seed: int = 0) -> np.ndarray:
         """(draws,) cluster bootstrap of the headline's mean over seeds; equal groups and seed give equal draws."""
@@ -97,7 +104,7 @@ def compare(a: Scores, b: Scores) -> stats.Paired | None:
         if not both:
             return None
         a, b = _only(a, both), _only(b, both)
-    ends = stats.interval(a.samples() - b.samples())
+    ends = stats.interval(a.drawn - b.drawn)
     low, high = ends if ends else (None, None)
     p, groups = stats.sign_flip(a.contributions - b.contributions, a.groups)
     return stats.Paired(a.value - b.value, low, high, p, groups)

@@ -12,6 +12,7 @@ from core.errors import ConfigError, TrainingError
 from tests.core.bench import synthetic
 
 OVERRIDES = ["sweep=compare", "sweep.methods=[none,lora,full]", "sweep.lr=[1e-3,3e-3,1e-2]", "sweep.seeds=[0,1]"]
+SMALL = "sweep.methods=[none,lora]"
 
 
 class Training:
@@ -65,21 +66,20 @@ def test_nothing_finished_is_run_again_and_a_killed_sweep_goes_on(tmp_path):
 
     first, second, third = Training(killed), Training(), Training()
     with pytest.raises(KeyboardInterrupt):
-        start(tmp_path, first)
-    start(tmp_path, second)
-    assert second.ran[0] == first.ran[4] and len(second.ran) == 15 - 4
-    start(tmp_path, third)
+        start(tmp_path, first, SMALL)
+    start(tmp_path, second, SMALL)
+    assert second.ran[0] == first.ran[4] and len(second.ran) == 6 + 4 - 4
+    start(tmp_path, third, SMALL)
     assert third.ran == []
 
 
 def test_another_config_is_another_cell(tmp_path):
-    start(tmp_path, Training())
-    again = Training()
-    start(tmp_path, again, "trainer.max_steps=7")
-    assert len(again.ran) == 15
-    more = Training()
-    start(tmp_path, more, "sweep.seeds=[0,1,2]")
-    assert more.ran == [(m, 3e-3, 2, True) for m in ("none", "lora", "full")]
+    start(tmp_path, Training(), SMALL)
+    again, more = Training(), Training()
+    start(tmp_path, again, SMALL, "trainer.max_steps=7")
+    assert len(again.ran) == 6 + 4
+    start(tmp_path, more, SMALL, "sweep.seeds=[0,1,2]")
+    assert more.ran == [(m, 3e-3, 2, True) for m in ("none", "lora")]
 
 
 def test_a_failed_cell_stops_no_other_and_is_tried_again(tmp_path):
