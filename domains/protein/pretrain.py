@@ -1,7 +1,7 @@
 """Makes the embedded weights: `python -m domains.protein.pretrain mini|small [--out DIR] [--budget-s S]`.
 
 mini    an ESM-2 of 0.8 M parameters for the twin's world, by masked prediction; no data needed, minutes
-small   an ESM-2 of 1.2 M parameters for real proteins; needs the FLIP tables (PEFT_ATLAS_DATA), about an hour
+small   an ESM-2 of 0.8 M parameters for real proteins; needs the FLIP tables (PEFT_ATLAS_DATA), about an hour
 
 `--compare` trains nothing: it adds to the card what the embedded weights gain over scratch with few labels.
 
@@ -31,7 +31,16 @@ def recipe(which: str):
 
     return {
         "mini": Recipe("esm2_mini", steps=1500, lr=3e-3, warmup=50, crop=80),
-        "small": Recipe("esm2_small", layers=6, steps=4000, lr=2e-3, warmup=100, conservation=1.0),
+        "small": Recipe(
+            "esm2_small",
+            steps=3000,
+            lr=1.5e-3,
+            warmup=200,
+            conservation=1.0,
+            masked=0.15,
+            masked_weight=0.3,
+            masked_from=800,
+        ),
     }[which]
 
 

@@ -74,8 +74,8 @@ def write(folder: Path, name: str) -> Path:
         f"| network | ESM-2 (`EsmForMaskedLM`, rotary), {recipe['layers']} layers x {recipe['width']}, "
         f"{recipe['heads']} heads, {parameters:,} parameters, fp32 |",
         "| start | local heads, `domains/protein/pretraining/initialiser.py` |",
-        f"| trained | {facts['step']:,} steps of {recipe['batch']} crops of up to {recipe['crop']} residues, "
-        f"{facts['seconds']:,.0f} s on one thread of a shared CPU |",
+        f"| trained | {facts['step']:,} of {recipe['steps']:,} steps of {recipe['batch']} crops of up to "
+        f"{recipe['crop']} residues, {facts['seconds']:,.0f} s on one thread of a shared CPU |",
         f"| objective | {_objective(recipe)} |",
         f"| optimiser | AdamW (.9, .98), decay .01, lr {recipe['lr']}, {recipe['warmup']} steps warm-up, linear decay "
         f"over the last {100 * recipe['decay']:.0f} % |",
@@ -107,12 +107,16 @@ def write(folder: Path, name: str) -> Path:
 
 
 def _objective(recipe: dict[str, Any]) -> str:
-    parts = []
-    if recipe["masked"]:
-        parts.append(f"{100 * recipe['masked']:.0f} % of the residues masked")
-    if recipe["conservation"]:
-        parts.append(f"conservation classes with weight {recipe['conservation']:g} (their head is not shipped)")
-    return " and ".join(parts)
+    masked = f"{100 * recipe['masked']:.0f} % of the residues masked"
+    classes = "conservation classes (their head is not shipped)"
+    if not recipe["conservation"]:
+        return masked
+    if not recipe["masked"]:
+        return classes
+    weights = f"weights {recipe['masked_weight']:g} and {recipe['conservation']:g}"
+    if recipe["masked_from"]:
+        return f"{classes}; from step {recipe['masked_from']:,} also {masked}, {weights.replace('and', 'beside')}"
+    return f"{masked} and {classes}, {weights}"
 
 
 def _shown(value: Any) -> str:
