@@ -22,7 +22,7 @@ class Factors(NamedTuple):
 
 
 class WeightMethod(nn.Module):
-    """W' = weight(W). Subclasses take `W` (out, in) fp32, read only: its shape, and values where the start needs them."""
+    """W' = weight(W). Subclasses take `W` (out, in) fp32, read only: its shape, and values where a start needs them."""
 
     face: ClassVar[str] = "weight"
     targets: ClassVar[tuple[str, ...]] = ("attn.q", "attn.v")

@@ -1,7 +1,8 @@
 """The call path: host and adapters in one autograd function that saves only what its own backward needs.
 
-torch keeps the input, the low-rank product and, with a materialised W', the weight as well; a hook that comes after the host
-pays a second product. Here the evaluation order follows from the shapes (N tokens, (out, in) = (o, i), rank r):
+torch keeps the input, the low-rank product and, with a materialised W', the weight as well; a hook that comes after
+the host pays a second product. Here the evaluation order follows from the shapes (N tokens, (out, in) = (o, i), rank
+r):
 
     low rank, N > 2 o i / (o + i)   merged     W' = W + s B A once, thin gradients, W' rebuilt in backward
     low rank, fewer tokens          factored   W x, then s B (A x) added in place
@@ -27,7 +28,7 @@ def order_of(tokens: int, out: int, columns: int) -> str:
 
 
 def compute_dtype(x: Tensor, W: Tensor) -> torch.dtype:
-    """The dtype the host itself would compute in: autocast's where it is on and the host multiplies, else the weight's."""
+    """The dtype the host itself would compute in: autocast's where it is on (lookups excepted), else the weight's."""
     if x.is_floating_point() and torch.is_autocast_enabled(x.device.type):
         return torch.get_autocast_dtype(x.device.type)
     return W.dtype

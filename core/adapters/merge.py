@@ -1,8 +1,8 @@
 """Fold weight-face adapters into the base, and take them out again to the bit.
 
-`merge` writes W' through whatever holds the parameter: the tensor itself, torch's parametrisation (its right inverse), or the
-old weight norm (g and v are rewritten, the norm stays). `unmerge` copies the kept originals back: subtracting would drift,
-8 % of a bf16 base's weights after 20 cycles (measured on the peer).
+`merge` writes W' through whatever holds the parameter: the tensor itself, torch's parametrisation (its right
+inverse), or the old weight norm (g and v are rewritten, the norm stays). `unmerge` copies the kept originals back:
+subtracting would drift, 8 % of a bf16 base's weights after 20 cycles (measured on the peer).
 """
 
 from __future__ import annotations

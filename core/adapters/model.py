@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from core.adapters import bind, methods, probe
+from core.adapters import bind, live, methods, probe
 from core.adapters import thin as thin_layers
 from core.adapters.sites import Site, choose_targets, resolve
 from core.adapters.state import Adapter, State
@@ -101,7 +101,7 @@ def attach(
         if thin and not adapter.in_place:
             state.thinned = thin_layers.thin(net)
         if verify and not adapter.in_place:
-            bind.check_live(state, net, adapter, run, selection=cls.face == "selection")
+            live.check_live(state, net, adapter, run, selection=cls.face == "selection")
     except BaseException:
         _forget(model, net, state, name)
         state.routing.active = before
@@ -285,7 +285,7 @@ def trainable(model: nn.Module, name: str = "default") -> dict[str, nn.Parameter
     if adapter.in_place:
         found = {f"{_owner(key)}|full|value": p for key, p in net.named_parameters() if not key.startswith(f"{STATE}.")}
     else:
-        found = bind.tensors(state_of(model), adapter)
+        found = live.tensors(state_of(model), adapter)
     own = head(model, name)
     if own is not None:
         found |= {f"head|{key}": p for key, p in own.named_parameters()}
@@ -298,7 +298,7 @@ def _owner(key: str) -> str:
 
 
 def check_live(model: nn.Module, name: str = "default", run: Callable | None = None) -> None:
-    """DeadSiteError where a site of `name` gets no gradient or is not read; `run()` is the example's forward by default."""
+    """DeadSiteError where a site of `name` gets no gradient or is not read by `run()`, the example by default."""
     state = state_of(model)
     example = state.example if state.example is not None else model.example
-    bind.check_live(state, network(model), record(model, name), run or probe.Example(model, example))
+    live.check_live(state, network(model), record(model, name), run or probe.Example(model, example))

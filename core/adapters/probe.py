@@ -1,9 +1,9 @@
 """Watch how a network really uses a parameter, and prove that an adapter is alive.
 
-Counting calls of a module is not enough: GPT-2's embedding is called *and* its tensor is read again by the tied head. So the
-probe watches the tensor. A function mode sees every torch function that gets it, the module stack (global hooks; per-module
-hooks would switch fused paths off) tells inside which module. Three modes, because `nn.TransformerEncoderLayer` takes its fused
-kernel only in the third.
+Counting calls of a module is not enough: GPT-2's embedding is called *and* its tensor is read again by the tied head.
+So the probe watches the tensor. A function mode sees every torch function that gets it, the module stack (global
+hooks; per-module hooks would switch fused paths off) tells inside which module. Three modes, because
+`nn.TransformerEncoderLayer` takes its fused kernel only in the third.
 """
 
 from __future__ import annotations
@@ -24,9 +24,10 @@ MODES = {"eval + no_grad": (False, False), "train": (True, True), "eval": (False
 
 # Looking at a tensor is not using it: several backbones read `weight.dtype` to cast their input.
 _METADATA = {
-    "shape", "dtype", "device", "requires_grad", "ndim", "is_cuda", "layout", "is_leaf", "grad_fn", "grad", "names",
-    "is_meta", "is_sparse", "is_quantized", "itemsize", "nbytes", "size", "dim", "numel", "is_floating_point", "is_complex",
-    "stride", "element_size", "__repr__", "data_ptr", "untyped_storage", "is_contiguous", "get_device", "register_hook",
+    "shape", "dtype", "device", "requires_grad", "ndim", "is_cuda", "layout", "is_leaf", "grad_fn", "grad",
+    "names", "is_meta", "is_sparse", "is_quantized", "itemsize", "nbytes", "size", "dim", "numel",
+    "is_floating_point", "is_complex", "stride", "element_size", "__repr__", "data_ptr", "untyped_storage",
+    "is_contiguous", "get_device", "register_hook",
 }  # fmt: skip
 
 
@@ -64,7 +65,7 @@ class Uses(TorchFunctionMode):
 
 @contextmanager
 def pristine(model: nn.Module):
-    """Buffers, random numbers and train flags are afterwards as they were: a train-mode probe moves BatchNorm statistics."""
+    """Buffers, random numbers and train flags are afterwards as they were: a train-mode probe moves BatchNorm's."""
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     flags = [(module, module.training) for module in model.modules()]
     with torch.random.fork_rng(devices=_cuda_devices(model)):

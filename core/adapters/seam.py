@@ -1,11 +1,12 @@
 """The class switch: how a host's behaviour changes without replacing the module, its parameters or its keys.
 
-`host.__class__` becomes a subclass of the host's own class, same name, that may compute chosen parameters (a property reads
-the untouched entry of `_parameters` and returns W') and may wrap `forward`. Classes are cached by (class, names, forwards) and
-never mutated. Switching back restores the very class object. deepcopy and pickle rebuild from the base class and the names.
+`host.__class__` becomes a subclass of the host's own class, same name, that may compute chosen parameters (a property
+reads the untouched entry of `_parameters` and returns W') and may wrap `forward`. Classes are cached by (class,
+names, forwards) and never mutated. Switching back restores the very class object. deepcopy and pickle rebuild from
+the base class and the names.
 
-Why not torch.nn.utils.parametrize: a deepcopy shares the original's dynamic class, so removal on the copy breaks the original;
-pickling is forbidden; state-dict keys change, so base checkpoints no longer load.
+Why not torch.nn.utils.parametrize: a deepcopy shares the original's dynamic class, so removal on the copy breaks the
+original; pickling is forbidden; state-dict keys change, so base checkpoints no longer load.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Role patterns -> sites.
 
-A pattern is `glob[:parameter][rows]`. In the glob `*` stands for one path segment, or for part of one. Rows select part of a
-fused weight:  `[i/n]` the i-th of n equal parts;  `[a:b]` rows a to b;  `[i/n*g]`, `[a:b*g]` the same inside each of g
-interleaved groups (GPT-NeoX keeps query, key and value per head).
+A pattern is `glob[:parameter][rows]`. In the glob `*` stands for one path segment, or for part of one. Rows select
+part of a fused weight:  `[i/n]` the i-th of n equal parts;  `[a:b]` rows a to b;  `[i/n*g]`, `[a:b*g]` the same
+inside each of g interleaved groups (GPT-NeoX keeps query, key and value per head).
 
     blocks.*.attn.qkv[0/3]      encoder.layers.*.self_attn:in_proj_weight[2/3]      h.*.query_key_value[1/3*12]
 """

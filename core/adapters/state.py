@@ -1,7 +1,8 @@
 """What an adapted model carries: one `State` on its root, one `Slot` per host parameter, names and numbers only.
 
-Hosts hold a plain reference to their slot in `__dict__` (seam.ADAPTERS), never a registered child: `nn.Sequential` would call
-it as its last layer. Records keep strings (paths, names), so that a deepcopy is independent and a pickle is possible.
+Hosts hold a plain reference to their slot in `__dict__` (seam.ADAPTERS), never a registered child: `nn.Sequential`
+would call it as its last layer. Records keep strings (paths, names), so that a deepcopy is independent and a pickle
+is possible.
 """
 
 from __future__ import annotations
@@ -109,10 +110,10 @@ class Slot(nn.Module):
         self.hit()
         if self.routing.rows is not None:
             if self.routed():
-                raise ConfigError(
-                    f"{self.owners[0][0]}:{self.owners[0][1]}", "mix on the weight path", "rows need the call or act path",
-                    "run these rows one adapter at a time",
-                )  # fmt: skip
+                path, parameter = self.owners[0]
+                allowed = "rows need the call or act path"
+                fix = "run these rows one adapter at a time"
+                raise ConfigError(f"{path}:{parameter}", "mix on the weight path", allowed, fix)
             return W
         acting = self.acting()
         if not acting:

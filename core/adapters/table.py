@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from core.adapters import bind, methods, probe, tokens
+from core.adapters import choose, methods, probe, tokens
 from core.adapters.hosts import op_for
 from core.adapters.model import STATE, _untied, network, state_of, trainable
 from core.adapters.seam import original, stored
@@ -87,9 +87,8 @@ class Summary:
         if self.head:
             text.append(f"head {self.head:,} parameters, saved with the adapter")
         if self.skipped:
-            text.append(
-                f"skipped {len(self.skipped)}, read by no forward: {', '.join(self.skipped[:3])}{' ...' if len(self.skipped) > 3 else ''}"
-            )
+            more = " ..." if len(self.skipped) > 3 else ""
+            text.append(f"skipped {len(self.skipped)}, read by no forward: {', '.join(self.skipped[:3])}{more}")
         if self.thinned:
             text.append(f"thin    {len(self.thinned)} frozen layers keep only their weight for the backward pass")
         return "\n".join(text)
@@ -195,19 +194,19 @@ def plan(
     run = None
     if verify:
         run = probe.Example(model, example if example is not None else model.example)
-    uses = bind.watch_sites(State(), net, sites, run) if verify and cls.face in ("weight", "selection") else {}
-    shapes = bind.measure(run, net, sites) if cls.face == "activation" else {}
+    uses = choose.watch_sites(State(), net, sites, run) if verify and cls.face in ("weight", "selection") else {}
+    shapes = choose.measure(run, net, sites) if cls.face == "activation" else {}
     skipped = []
     for site in sites:
         host = net.get_submodule(site.path)
         if cls.face == "activation":
             with torch.device("meta"):
-                built, width = bind.activation(
+                built, width = choose.activation(
                     cls, host, site.role, merged, getattr(model, "channel_axis", {}), shapes[site.path]
                 )
             kind, why, named, shape = "act", "module output", type(host).__name__, (width,)
         else:
-            kind, why = bind.choose(net, site, uses) if verify else ("-", "not probed")
+            kind, why = choose.choose(net, site, uses) if verify else ("-", "not probed")
             if not kind:
                 skipped.append(site.key)
                 continue

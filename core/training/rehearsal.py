@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import torch
 from lightning.pytorch.callbacks import Callback
 
-from core.adapters.bind import consumed
 from core.adapters.cost import measure
+from core.adapters.live import consumed
 from core.adapters.probe import pristine
 from core.errors import DeadSiteError, Problem
 from core.training.memory import out_of_memory, peak
@@ -80,7 +80,7 @@ def without_gradient(module, name: str, grads: dict[str, torch.Tensor | None]) -
     dead = []
     for key, grad in grads.items():
         site, _, tensor = key.rpartition("|")
-        if grad is None and site in bound and tensor not in bound[site].exempt:
+        if grad is None and (site == "tokens" or (site in bound and tensor not in bound[site].exempt)):
             dead.append(key)
     if dead:
         allowed = "every site gets a gradient from the task's own loss"
@@ -107,4 +107,4 @@ def unread(trainer, module, name: str) -> int:
         fix = "take adapter.path away: the weight path is always read"
         got = "not read on the first validation batch"
         raise DeadSiteError(problems=[Problem(b.site.key, got, allowed, fix) for b in dead])
-    return len(state.adapters[name].bound)
+    return len(state.adapters[name].bound) + (name in state.tokens)

@@ -1,0 +1,132 @@
+"""Choose a host's path from how the network really uses its parameter.
+
+used only inside the host's own stock forward, in all modes, untied   call    (class switch around forward)
+used outside the host, tied, in some modes only, no stock forward     weight  (computed parameter)
+weight-normed, recurrent                                              weight
+never used in any mode                                                "": a dead site
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from core.adapters import probe
+from core.adapters.base import ActivationMethod
+from core.adapters.hosts import CONV, CONV_TRANSPOSE, stock_forward
+from core.adapters.seam import original, stored
+from core.adapters.sites import Site
+from core.adapters.state import State
+from core.errors import ConfigError, DeadSiteError, Problem
+
+
+def owners_of(net: nn.Module, tensor: Tensor) -> list[tuple[str, str]]:
+    """Every (module path, name) under which a parameter is registered: more than one where it is tied."""
+    found = []
+    for path, module in net.named_modules(remove_duplicate=True):
+        found += [(path, name) for name, p in module._parameters.items() if p is tensor]
+    return found
+
+
+def watch_sites(state: State, net: nn.Module, sites: list[Site], example: Callable) -> dict[int, dict[str, set]]:
+    tensors = [stored(net.get_submodule(s.path), s.parameter) for s in sites]
+    keep, state.routing.active = state.routing.active, {}
+    try:
+        return probe.watch(example.model, [t for t in tensors if t is not None], example)
+    finally:
+        state.routing.active = keep
+
+
+def choose(net: nn.Module, site: Site, uses: dict[int, dict[str, set]]) -> tuple[str, str]:
+    """(path, why) from what the probe saw; path "" means never used."""
+    host = net.get_submodule(site.path)
+    tensor = host._parameters.get(site.parameter)
+    if tensor is None:
+        return "weight", "normed or derived weight"
+    if isinstance(host, nn.RNNBase):
+        return "weight", "recurrent: read many times"
+    seen = uses.get(id(tensor), {})
+    if not seen:
+        return "", "never read"
+    if len(owners := owners_of(net, tensor)) > 1:
+        other = next((f"{p}" for p, n in owners if p != site.path), site.path)
+        return "weight", f"tied with {other}"
+    if any(module is not host for modules in seen.values() for module in modules):
+        return "weight", "read outside its own forward"
+    if missing := [mode for mode in probe.MODES if mode not in seen]:
+        return "weight", f"not read in {', '.join(missing)}"
+    if site.parameter != "weight":
+        return "weight", f"{site.parameter}: no product"
+    if not stock_forward(host):
+        return "weight", f"{original(host).__name__} has a forward of its own"
+    return "call", "read in its own forward"
+
+
+def channel_axis(host: nn.Module) -> int:
+    """1 where the last layer inside is a convolution or a norm over images, -1 otherwise."""
+    images = (
+        *CONV,
+        *CONV_TRANSPOSE,
+        nn.modules.batchnorm._BatchNorm,
+        nn.GroupNorm,
+        nn.modules.instancenorm._InstanceNorm,
+    )
+    for module in reversed(list(host.modules())):
+        if isinstance(module, images):
+            return 1
+        if next(module.parameters(recurse=False), None) is not None:
+            return -1
+    return -1
+
+
+def measure(example: Callable, net: nn.Module, sites: list[Site]) -> dict[str, tuple[torch.Size, torch.Size]]:
+    """module path -> shapes of its first input and of its (first) output on the example."""
+    shapes: dict[str, tuple[torch.Size, torch.Size]] = {}
+
+    def note(path):
+        def hook(module, args, kwargs, out):
+            shapes[path] = first_tensor(args, kwargs).shape, (out[0] if isinstance(out, (tuple, list)) else out).shape
+
+        return net.get_submodule(path).register_forward_hook(hook, with_kwargs=True)
+
+    handles = [note(path) for path in {site.path for site in sites}]
+    try:
+        with probe.pristine(example.model), torch.no_grad():
+            example.model.eval()
+            example()
+    finally:
+        for handle in handles:
+            handle.remove()
+    if missing := [site for site in sites if site.path not in shapes]:
+        raise DeadSiteError(
+            problems=[
+                Problem(s.key, "never called on the example", "a module that runs", "choose another role")
+                for s in missing
+            ]
+        )
+    return shapes
+
+
+def activation(
+    cls: type[ActivationMethod],
+    host: nn.Module,
+    role: str,
+    options: dict,
+    axes: dict,
+    shapes: tuple[torch.Size, torch.Size],
+) -> tuple[ActivationMethod, int]:
+    """(the method at one module, width of the module's output)"""
+    options = dict(options)
+    axis = options.pop("axis", axes.get(role, channel_axis(host)))
+    x, h = shapes
+    widths = (h[axis], x[axis]) if cls.reads_input else (h[axis],)
+    return cls(*widths, axis=axis, **options), h[axis]
+
+
+def first_tensor(args: tuple, kwargs: dict) -> Tensor:
+    for value in (*args, *kwargs.values()):
+        if isinstance(value, Tensor):
+            return value
+    raise ConfigError("adapter", "a module called without a tensor", "a tensor argument", "choose another role")
