@@ -27,9 +27,9 @@ def dropped_down(x: Tensor, A: Tensor, op, p: float) -> Tensor:
 
 
 def keep_mask(like: Tensor, p: float) -> Tensor:
-    """(like's shape) bool, False with probability p."""
+    """(shape of `like`) uint8, 0 with probability p, else 1. Bytes compare and multiply faster than bools."""
     words = torch.empty(-(-like.numel() // 8), dtype=torch.int64, device=like.device).random_(-(2**63), None)
-    return (words.view(torch.uint8)[: like.numel()] >= round(p * STEPS)).view(like.shape)
+    return words.view(torch.uint8)[: like.numel()].ge_(round(p * STEPS)).view(like.shape)
 
 
 class _DroppedDown(torch.autograd.Function):
