@@ -130,7 +130,7 @@ def _one_method(method, settings: dict, preset: str) -> None:
     if options:
         rows = [(p.name, str(settings.get(p.name, "")), default_text(p), p.annotation or "-") for p in options]
         print("\n" + table(("option", "preset", "default", "type"), rows))
-    targets = settings.get("targets", method.targets)
+    targets = settings.get("targets") or method.targets
     print(f"\nface {method.face}   roles {', '.join(targets) or '(its own selection)'}   file {_short(method)}")
     print(f"use  adapter={preset}" + (f" adapter.{options[0].name}=..." if options else ""))
 

@@ -59,6 +59,7 @@ TRAINER = _schema(
 )
 # Sections without a `_target_` of their own.
 SECTIONS = {"optim": "core.training.optim.Optim", "loader": "core.data.loading.Loader"}
+OPEN = "???"  # a value that a preset leaves to the user
 FILE = "config.yaml"  # in a run directory
 PARTS = ("backbone", "data", "task", "adapter")
 _HYDRA_KEYS = {"_target_", "_partial_", "_recursive_", "_convert_", "_args_"}
@@ -240,8 +241,8 @@ def _keys(where: str, node: Mapping[str, Any], parameters: Iterable[Parameter]) 
         place = f"{where}.{key}" if where else str(key)
         if key not in known:
             found.append(Problem(place, _text(value), listing(key, known), did_you_mean(key, known)))
-        elif isinstance(value, str) and value == "???":
-            found.append(Problem(place, "missing", _words(known[key].annotation)))
+        elif isinstance(value, str) and value == OPEN:
+            found.append(Problem(place, OPEN, _words(known[key].annotation), f"give it: `{place}=...`"))
         elif not (isinstance(value, Mapping) and "_target_" in value):  # an object in the making: checked on its own
             found += _value(place, value, known[key])
     return found

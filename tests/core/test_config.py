@@ -8,7 +8,7 @@ import pytest
 from core import catalog, config, source
 from core.compose import compose, prepare
 from core.config import check
-from core.doctor import combinations
+from core.doctor import check_preset, combinations
 from core.errors import ConfigError
 
 PARTS = '''
@@ -183,11 +183,17 @@ def test_a_methods_options_are_what_attach_takes():
         assert [p.name for p in options] == list(methods.options(catalog.load(name))), name
 
 
-@pytest.mark.parametrize(
-    ("domain", "overrides"), list(combinations()), ids=str
-)
+@pytest.mark.parametrize(("domain", "overrides"), list(combinations()), ids=str)
 def test_every_preset_composes_and_passes(domain, overrides):
-    check(compose(domain, overrides))
+    check_preset(domain, overrides)
+
+
+def test_a_preset_may_leave_values_to_the_user():
+    with pytest.raises(ConfigError) as caught:
+        check(compose("protein", ["data=csv"]))
+    assert [(p.where, p.got, p.fix) for p in caught.value.problems] == [
+        ("data.path", "???", "give it: `data.path=...`")
+    ]
 
 
 def test_presets_that_choose_for_others():
