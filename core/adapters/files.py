@@ -42,7 +42,7 @@ def write(directory: str | Path, record: dict, tensors: dict[str, Tensor]) -> No
     """Replace the adapter in `directory`, which is made where it is not. Errors as in `replace`."""
     tensors = plain(tensors)
     record = {"format": FORMAT, **record, "digest": digest(tensors)}
-    text = json.dumps(record, indent=1, ensure_ascii=False)
+    text = json.dumps(record, indent=1, ensure_ascii=False, default=list)
     replace(
         directory,
         {

@@ -145,6 +145,8 @@ def _frozen(host: nn.Module, x) -> tuple[Tensor | None, Tensor | None] | None:
     plain. The bias may be trained, and computed. None where torch must serve."""
     if torch.compiler.is_compiling() or not torch.is_grad_enabled() or type(x) not in PLAIN:
         return None
+    if torch._C._functorch.peek_interpreter_stack() is not None:  # inside vmap, grad, jacrev
+        return None
     if "weight" in host.__dict__.get(ADAPTERS, {}):
         return None
     W = stored(host, "weight")

@@ -146,6 +146,20 @@ def test_unthin_gives_back_the_class_and_copies_work():
     assert type(net[1]) is nn.Conv2d and type(net[0])._switch[1:] == (("bias",), ())
 
 
+def test_function_transforms_pass_through():
+    """Per-sample gradients (vmap of grad) of a thin network are torch's."""
+    net = nn.Sequential(frozen(HOSTS["wide"][0]), frozen(lambda: nn.BatchNorm2d(32)))
+    x = torch.randn(3, 32, 5, 5)
+
+    def loss(sample):
+        return net(sample[None]).square().sum()
+
+    expected = torch.func.vmap(torch.func.grad(loss))(x)
+    thin(net)
+    torch.testing.assert_close(torch.func.vmap(torch.func.grad(loss))(x), expected)
+    torch.testing.assert_close(torch.func.grad(loss)(x[0]), expected[0])
+
+
 def test_compiled_graphs_are_torchs_own():
     net = nn.Sequential(frozen(HOSTS["wide"][0]), frozen(lambda: nn.BatchNorm2d(32)))
     thin(net)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from core.adapters import attach, detach, mix, plan, set_active, summary, trainable, use
+from core.adapters import attach, detach, merge, mix, plan, set_active, summary, trainable, use
 from core.contracts import TokenPort
 from core.errors import ConfigError, UnsupportedError
 from tests.core.adapters.tokens_zoo import BLOCKS, ZOO, bert, build, ids
@@ -161,6 +161,26 @@ def test_labels_are_untouched():
     out = host.net(tokens, labels=tokens)
     expected = torch.nn.functional.cross_entropy(out.logits[:, :-1].reshape(-1, 64), tokens[:, 1:].reshape(-1))
     torch.testing.assert_close(out.loss, expected)
+
+
+def test_a_prompt_beside_a_weight_adapter():
+    """Both act: the prompt passes through an adapted embedding's network as if the change were merged."""
+    host, tokens = prompted("llama", prompt=4), ids()
+    roles = {"embed": "model.embed_tokens", "attn.q": "model.layers.*.self_attn.q_proj"}
+    example = ((), {"input_ids": tokens})
+    attach(host.net, "lora", targets=list(roles), roles=roles, example=example, name="low", seed=0)
+    for p in trainable(host.net, "low").values():
+        p.data.add_(0.1)
+    alone = run(host, tokens)
+    set_active(host.net, ["prompt", "low"])
+    both = run(host, tokens)
+    assert relative(run(host, None, inputs_embeds=host.net.model.embed_tokens(tokens)), both) <= 2e-6
+    set_active(host.net, "prompt")
+    assert relative(both, run(host, tokens)) > 1e-3 and relative(both, alone) > 1e-3
+    set_active(host.net, ["prompt", "low"])
+    host.net._peft.example = example  # `prompted` attaches without one
+    merge(host.net, "low")
+    assert relative(run(host, tokens), both) <= 1e-5
 
 
 # Generation ----------------------------------------------------------------------------------------------------------
