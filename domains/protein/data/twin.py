@@ -2,6 +2,7 @@
 
 structure   secondary structure, H, E or C per residue; test families never seen in training
 signal      one of four classes, decided by the first structural word
+contacts    pairs of residues of neighbouring structural elements (packing.py)
 landscape   fitness of variants at four sites of one wild type, additive and pairwise; split by number of mutations
 """
 
@@ -14,6 +15,7 @@ import numpy as np
 
 from core.errors import ConfigError
 from domains.protein.data.crop import Shortening
+from domains.protein.data.packing import contacts
 from domains.protein.data.proteins import Proteins
 from domains.protein.data.splits import Splitting, assert_disjoint
 from domains.protein.data.world import INDEX, RESIDUES, World
@@ -24,7 +26,8 @@ __all__ = ["Twin", "World"]
 class Twin(Proteins):
     """Items of the twin's world: id, group (family), sequence, label; a landscape also has sites and wildtype.
 
-    label             what is asked: structure (str per residue), signal (class), landscape (float, wild type 1)
+    label             what is asked: structure (str per residue), signal (class), contacts (a field of its own), landscape
+                      (float, wild type 1)
     world             which world; the embedded mini ESM-2 was pretrained in world 0
     seed              which labelled proteins are drawn for train; val and test stay the same
     train, val, test  number of proteins (variants); a smaller train set is the beginning of a larger one
@@ -35,7 +38,7 @@ class Twin(Proteins):
 
     def __init__(
         self,
-        label: Literal["structure", "signal", "landscape"] = "structure",
+        label: Literal["structure", "signal", "contacts", "landscape"] = "structure",
         *,
         world: int = 0,
         seed: int = 0,
@@ -58,10 +61,16 @@ class Twin(Proteins):
             if self.label != "landscape":
                 per = 3 if split == "test" else 1
                 proteins = world.sample(split, -(-n // per), per, self.seed if split == "train" else 0)[:n]
-                keys = {"id": "id", "group": "group", "sequence": "sequence", "label": self.label}
-                parts[split] = [{key: p[name] for key, name in keys.items()} for p in proteins]
+                parts[split] = [
+                    {"id": p["id"], "group": p["group"], "sequence": p["sequence"], **self._answer(p)} for p in proteins
+                ]
         assert_disjoint(parts)
         self._whole, self._items = parts, dict(parts)
+
+    def _answer(self, protein: dict[str, Any]) -> dict[str, Any]:
+        if self.label == "contacts":
+            return {"contacts": contacts(protein["structure"])}
+        return {"label": protein[self.label]}
 
 
 def landscape(world: World, sizes: dict[str, int], split: str, seed: int) -> dict[str, list[dict[str, Any]]]:

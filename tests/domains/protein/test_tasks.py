@@ -55,7 +55,7 @@ def learn(task, data, backbone, steps=60, lr=0.05):
 
 @pytest.mark.parametrize("build", [ESM2, ProteinT5, ProteinBert])
 def test_labels_stand_on_their_residues(build):
-    """The label is a function of the residue, so a head reaches 100 % on random features, and only if nothing is shifted by
+    """The label is a function of the residue, so a head reaches 100 % on random features unless shifted by
     <cls>, </s> or padding."""
     torch.manual_seed(0)
     rng = np.random.default_rng(0)
