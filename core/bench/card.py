@@ -66,6 +66,16 @@ def write_card(directory: str | Path) -> Path:
     return write_whole(directory / FILE, pages.render(FILE, **view))
 
 
+def refresh(directory: str | Path) -> None:
+    """Write the cards of all finished runs right below a folder again, now that more anchors may lie there."""
+    for path in sorted(Path(directory).glob(f"*/{result.FILE}")):
+        try:
+            if result.read(path).status == "done":
+                write_card(path.parent)
+        except DataError as error:  # one broken run must not cost the others their cards
+            print(f"note: no card: {error.problems[0].where}: {error.problems[0].got}")
+
+
 def _compared(run: Run) -> tuple[Cell | None, list[Cell]]:
     """(this run as a cell, baselines and anchors with this run's verdict against each)."""
     if not run.tested:

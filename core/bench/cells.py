@@ -42,8 +42,17 @@ class Run:
     record: Record
 
     @cached_property
+    def read(self) -> tuple[list[dict[str, Any]], str]:
+        """(prediction rows, what is wrong with their file or '')."""
+        try:
+            return scores.read_rows(self.directory), ""
+        except DataError as error:
+            problem = error.problems[0]
+            return [], f"unreadable, so untested: {Path(problem.where).name}: {problem.got}"
+
+    @property
     def rows(self) -> list[dict[str, Any]]:
-        return scores.read_rows(self.directory)
+        return self.read[0]
 
     @property
     def group(self) -> Group:
@@ -130,9 +139,10 @@ def gather(runs: list[Run]) -> dict[Group, tuple[list[Cell], list[Missing], list
     """(cells, missing, trials) of each group, in order of appearance. A run that failed before it knew its split joins
     the first group of the same question."""
     groups: dict[Group, tuple[dict[tuple, Cell], list[Missing], list[Run]]] = {}
+    joined = _joined(runs)
     for run in sorted(runs, key=lambda run: run.record.split_hash is None):
         alike = [key for key in groups if run.record.split_hash is None and key[:4] == run.group[:4]]
-        cells, missing, trials = groups.setdefault(alike[0] if alike else run.group, ({}, [], []))
+        cells, missing, trials = groups.setdefault(alike[0] if alike else joined[run.group], ({}, [], []))
         method = run.record.method or "?"
         if run.trial:
             trials.append(run)
@@ -141,7 +151,27 @@ def gather(runs: list[Run]) -> dict[Group, tuple[list[Cell], list[Missing], list
         else:
             cell = cells.setdefault(_setting(run.record), Cell(method, method, metric=run.record.primary.name))
             _add(cell, run)
-    return {key: (_labelled(cells, groups=key), missing, trials) for key, (cells, missing, trials) in groups.items()}
+            if run.read[1]:
+                missing.append(Missing(run.directory, method, run.record.seed, run.read[1]))
+    return {key: (_labelled(cells), missing, trials) for key, (cells, missing, trials) in groups.items()}
+
+
+def _joined(runs: list[Run]) -> dict[Group, Group]:
+    """Group -> the group that it is shown in. Where every seed draws its own training rows and the test rows stay, the
+    splits differ by seed and the question is one; methods are still compared on equal seeds, hence on equal rows."""
+    seeds: dict[Group, set] = {}
+    tests: dict[Group, frozenset] = {}
+    for run in runs:
+        seeds.setdefault(run.group, set()).add(run.record.seed)
+        if run.tested and run.group not in tests and run.rows:
+            tests[run.group] = frozenset(row["id"] for row in run.rows)
+    joined: dict[Group, Group] = {}
+    for group in seeds:
+        alike = (k for k in joined.values() if k[:4] == group[:4] and tests.get(k) and tests[k] == tests.get(group))
+        home = next((known for known in alike if not seeds[known] & seeds[group]), group)
+        joined[group] = home
+        seeds[home] = seeds[home] | seeds[group]
+    return joined
 
 
 def absent(found: list[Cell], missing: list[Missing]) -> list[Missing]:
@@ -185,7 +215,7 @@ def _reason(record: Record) -> str:
     }.get(record.status, record.status)
 
 
-def _labelled(cells: dict[tuple, Cell], groups: Group) -> list[Cell]:
+def _labelled(cells: dict[tuple, Cell]) -> list[Cell]:
     """Cells with labels that tell them apart: `lora`, or `lora rank=16` where two settings of lora are present."""
     for cell in cells.values():
         cell.runs.sort(key=lambda run: run.record.seed or 0)

@@ -103,7 +103,7 @@ def run(cfg: Any, directory: str | Path, *, overrides: list[str] | None = None, 
     chosen = choose(trials, directory, sweep)
     finals = [_cell(configs, sweep, m, chosen[m], s, test=True) for m in chosen for s in sweep.seeds]
     launch(finals, directory, fit)
-    return _report(directory, finals, {cell.name: cell for cell in [*trials, *finals]}.values())
+    return _report(directory, {cell.name: cell for cell in [*trials, *finals]}.values())
 
 
 def launch(cells: list[Cell], directory: Path, fit: Fit, later: int = 0) -> None:
@@ -208,15 +208,13 @@ def _told(record: Record | None, test: bool) -> str:
     return f"{primary.split} {primary.name} {numerals.score(line.value)}{line.unit}"
 
 
-def _report(directory: Path, finals: list[Cell], cells: Iterable[Cell]) -> int:
+def _report(directory: Path, cells: Iterable[Cell]) -> int:
     """Cards again, now that every anchor is there, and the report; the highest exit code."""
-    from core.bench.card import write_card
+    from core.bench.card import refresh
     from core.bench.report import report
 
     records = [cell.record(directory) for cell in cells]
-    for cell in finals:
-        if cell.finished(directory):
-            write_card(directory / cell.name)
+    refresh(directory)
     page = report(directory)
     codes = [record.error.code if record is not None and record.error else 0 for record in records]
     print(f"\n{codes.count(0)} of {len(codes)} cells done\nlook   {page}\nnext   atlas report {directory}", flush=True)

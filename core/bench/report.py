@@ -6,6 +6,7 @@ Answers first, then the picture, then the table (anchors, then methods by score)
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -79,18 +80,18 @@ def _group(group: Group, rows: list[Cell], trials: list, failed: list, directory
     chosen = tuning.table(rows, trials)
     lost = [missing for other, missing in failed if other == group]
     seeds = sorted({run.record.seed for cell in trained for run in cell.runs}, key=lambda seed: (seed is None, seed))
-    line = trained[0].headlines[0] if trained else rows[0].headlines[0]
-    heads = [head for head, field, _ in COSTS if any(cell.mean(field) is not None for cell in trained)]
+    columns = _columns(rows, chosen)
+    higher = trained[0].headlines[0].higher_is_better
     return {
         "name": name(group) + (" (synthetic)" if _twin(rows) else ""),
         "twin": _twin(rows),
         "metric": rows[0].metric,
         "answer": answers.answer(rows),
         "notes": answers.notes(rows, lost, chosen),
-        "heads": [*heads, "lr", "trials", "n"],
-        "rows": [_row(cell, heads, chosen, directory, last_anchor=cell is tables.last_anchor(rows)) for cell in rows],
-        "legend": ("" if line.higher_is_better else "Lower is better. ") + _memory(trained),
-        "scatters": _scatters(trained, line.higher_is_better, directory),
+        "heads": list(columns),
+        "rows": [_row(cell, columns, directory, last_anchor=cell is tables.last_anchor(rows)) for cell in rows],
+        "legend": _legend(rows, higher),
+        "scatters": _scatters(trained, higher, directory),
         "bars": _bars(trained),
         "seeds": seeds,
         "spread": [_seeds(cell, seeds, directory) for cell in trained] if len(seeds) > 1 or trials else [],
@@ -99,10 +100,45 @@ def _group(group: Group, rows: list[Cell], trials: list, failed: list, directory
     }
 
 
-def _row(cell: Cell, heads: list[str], chosen, directory: Path, *, last_anchor: bool) -> dict[str, Any]:
-    record = cell.runs[0].record if cell.runs else None
-    edge = " !" if chosen.edge(cell) else ""
-    verdicts = [(cell.verdicts.get(key, ""), _told(cell, key)) for key in (cells.PROBE, cells.FULL)]
+def _columns(rows: list[Cell], chosen) -> dict[str, Callable[[Cell], str]]:
+    """Head -> text of a cell, for what is known of at least one; what is equal everywhere stands in the legend."""
+    anchors = {cell.method: cell for cell in rows if cell.runs}
+
+    def gap(cell: Cell) -> str:
+        closed = tables.gap_closed(cell, anchors)
+        return "" if closed is None or cell.method in (cells.PROBE, cells.FULL) else f"{100 * closed:.0f} %"
+
+    def lr(cell: Cell) -> str:
+        rate = cell.runs[0].record.lr
+        return "" if rate is None else numerals.short(rate) + (" !" if chosen.edge(cell) else "")
+
+    def cost(field: str, text: Callable) -> Callable[[Cell], str]:
+        return lambda cell: text(cell.mean(field))
+
+    trained = [cell for cell in rows if cell.runs]
+    columns: dict[str, Callable[[Cell], str]] = {}
+    if any(gap(cell) for cell in trained):
+        columns["gap closed"] = gap
+    columns |= {
+        head: cost(field, text) for head, field, text in COSTS if any(c.mean(field) is not None for c in trained)
+    }
+    columns["lr"] = lr
+    if len(_budgets(rows)) > 1:
+        columns["trials"] = lambda cell: numerals.count(cell.runs[0].record.tuning_budget)
+    if len(_items(rows)) > 1:
+        columns["n"] = lambda cell: numerals.count(cell.headlines[0].n)
+    return columns
+
+
+def _budgets(rows: list[Cell]) -> set:
+    return {cell.runs[0].record.tuning_budget for cell in rows if cell.runs}
+
+
+def _items(rows: list[Cell]) -> set:
+    return {cell.headlines[0].n for cell in rows}
+
+
+def _row(cell: Cell, columns: dict, directory: Path, *, last_anchor: bool) -> dict[str, Any]:
     return {
         "kind": ("anchor" if cell.anchor else "method") + (" rule" if last_anchor else ""),
         "label": cell.label.replace("_", " "),
@@ -111,14 +147,24 @@ def _row(cell: Cell, heads: list[str], chosen, directory: Path, *, last_anchor: 
         "ci": numerals.interval(cell.ci95),
         "seeds": len(cell.runs) or "",
         "seed_values": ", ".join(map(numerals.score, cell.seed_values)) if cell.runs else "",
-        "verdicts": verdicts,
-        "costs": [text(cell.mean(field)) if cell.runs else "" for head, field, text in COSTS if head in heads]
-        + [
-            (numerals.short(record.lr) + edge) if record and record.lr else "",
-            str(record.tuning_budget) if record and record.tuning_budget else "",
-            numerals.count(cell.headlines[0].n),
-        ],
+        "verdicts": [(cell.verdicts.get(key, ""), _told(cell, key)) for key in (cells.PROBE, cells.FULL)],
+        "costs": [text(cell) if cell.runs else "" for text in columns.values()],
     }
+
+
+def _legend(rows: list[Cell], higher: bool) -> str:
+    """What holds for the whole table: items, tuning, how memory was measured, on what machine."""
+    records = [run.record for cell in rows for run in cell.runs]
+    items, budgets = _items(rows), _budgets(rows)
+    facts = ["" if higher else "Lower is better"]
+    facts.append(f"{numerals.count(next(iter(items)))} test items" if len(items) == 1 and None not in items else "")
+    facts.append(f"{next(iter(budgets))} learning-rate trials per method" if len(budgets) == 1 and any(budgets) else "")
+    facts.append("gap closed: 0 % is the probe, 100 % is full")
+    facts += [
+        f"peak memory: {kind}" for kind in sorted({record.memory_kind for record in records if record.memory_kind})
+    ]
+    facts += sorted({record.hardware for record in records if record.hardware})
+    return ". ".join(fact for fact in facts if fact) + "."
 
 
 def _told(cell: Cell, key: str) -> str:
@@ -128,12 +174,6 @@ def _told(cell: Cell, key: str) -> str:
     ends = numerals.interval((test.low, test.high))
     found = f"difference {numerals.signed(test.difference)} {ends}".rstrip()
     return f"{found}, p {numerals.number(test.p)} before Holm, {test.groups} groups"
-
-
-def _memory(trained: list[Cell]) -> str:
-    kinds = sorted({run.record.memory_kind for cell in trained for run in cell.runs if run.record.memory_kind})
-    hardware = sorted({run.record.hardware for cell in trained for run in cell.runs if run.record.hardware})
-    return ". ".join([*(f"Peak: {kind}" for kind in kinds), *hardware]) + ("." if kinds or hardware else "")
 
 
 def _scatters(trained: list[Cell], higher: bool, directory: Path) -> list[dict]:

@@ -10,6 +10,7 @@ from typing import Any
 
 from core.bench import cells
 from core.bench.cells import ANCHORS, FULL, PROBE, Cell
+from core.errors import DataError
 
 
 def judged(found: list[Cell]) -> list[Cell]:
@@ -33,6 +34,18 @@ def judged(found: list[Cell]) -> list[Cell]:
             ):  # the question is about the methods: anchors cost them nothing
                 cells.judge([(cell, against) for cell in family], [key] * len(family))
     return [*beside, *anchors, *methods]
+
+
+def _baselines(trained: list[Cell]) -> list[Cell]:
+    """Baselines of the first run that has them in order; a broken file is that run's business (its card names it)."""
+    for run in (run for cell in trained for run in cell.runs):
+        try:
+            found = cells.baselines(run)
+        except DataError:
+            continue
+        if found:
+            return found
+    return []
 
 
 def last_anchor(rows: list[Cell]) -> Cell | None:
@@ -83,7 +96,7 @@ def _numbers(cell: Cell, anchors: dict[str, Cell]) -> dict[str, Any]:
         "low": ends[0], "high": ends[1], "unit": line.unit, "higher_is_better": line.higher_is_better, "n": line.n,
         "seeds": " ".join(str(run.record.seed) for run in cell.runs),
         "seed_values": " ".join(f"{value:.6g}" for value in cell.seed_values),
-        "gap_closed": _gap(cell, anchors),
+        "gap_closed": gap_closed(cell, anchors),
     }  # fmt: skip
     for key in (PROBE, FULL):
         test = cell.tests.get(key)
@@ -97,7 +110,7 @@ def _numbers(cell: Cell, anchors: dict[str, Cell]) -> dict[str, Any]:
     return row
 
 
-def _gap(cell: Cell, anchors: dict[str, Cell]) -> float | None:
+def gap_closed(cell: Cell, anchors: dict[str, Cell]) -> float | None:
     """(method - probe) / (full - probe); None where full is no better than the probe."""
     probe, full = (anchors[key].value if key in anchors else None for key in (PROBE, FULL))
     if probe is None or full is None or cell.value is None:

@@ -218,6 +218,25 @@ def test_failed_and_missing_cells_keep_their_place(tmp_path):
     assert "One seed only: lora, ia3" in text and "Anchor missing: full" in text
 
 
+def test_seeds_that_draw_their_own_training_rows_are_one_question(tmp_path):
+    """Twin data: the split differs by seed, the test rows do not. Another split at the same seed stays apart."""
+    for method in ("none", "lora"):
+        for seed in (0, 1):
+            synthetic.write_run(tmp_path / f"{method}{seed}", method, seed, split_hash=f"split of seed {seed}")
+    synthetic.write_run(tmp_path / "other", "lora", 1, split_hash="fewer labels")
+    assert "2 questions" in check(report(tmp_path)).text
+    with open(tmp_path / "report.csv", newline="") as file:
+        assert sorted(row["seeds"] for row in csv.DictReader(file)) == ["0 1", "0 1", "1"]
+
+
+def test_broken_predictions_leave_the_score_and_take_the_verdict(tmp_path):
+    for method in ("none", "lora"):
+        synthetic.write_run(tmp_path / method, method)
+    (tmp_path / "lora" / "predictions.jsonl").write_text("{")
+    text = check(report(tmp_path)).text
+    assert "predictions.jsonl:1" in text and "lora leads with q3 0.635" in text and "better than probe" not in text
+
+
 def test_no_verdict_without_a_test(tmp_path):
     """Five groups can never reach p < 0.05: the word is `untested`, however large the difference."""
     for method in ("none", "lora"):

@@ -111,7 +111,17 @@ def test_the_hash_is_of_what_is_computed():
     del cfg["run"]["resume"]
     assert result.config_hash({**cfg, "rate": 1e-3}) == result.config_hash(same)
     assert result.config_hash(cfg) != result.config_hash({**cfg, "seed": 1})
+    assert result.config_hash(cfg) == result.config_hash(
+        {**cfg, "tuning": {"budget": 4}, "run": {"test": False, "fit": True}}
+    )
+    assert result.config_hash(cfg) != result.config_hash({**cfg, "run": {"fit": True, "limit": 10}})
     assert len(result.config_hash(cfg)) == 64
+
+
+def test_the_command_is_what_was_typed(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["/x/domains/protein/train.py", "adapter=lora", "++seed=1", "data.path=a b.csv"])
+    assert result.command("protein") == "python -m domains.protein.train adapter=lora seed=1 'data.path=a b.csv'"
+    assert result.command("speech") == "train.py adapter=lora seed=1 'data.path=a b.csv'"
 
 
 def test_environment_loads_nothing_heavy():
