@@ -15,48 +15,10 @@ from typing import Any
 
 from core import source
 from core.errors import ConfigError, DataError, Problem, did_you_mean
-from core.source import REQUIRED, UNREADABLE, Definition, Parameter, simple_type
+from core.schema import ATTACH, METRIC, RUN, SWEEP, TOP, TRAINER, TUNING
+from core.source import REQUIRED, UNREADABLE, Definition, Parameter
 
 
-def _schema(rows: Mapping[str, str]) -> tuple[Parameter, ...]:
-    return tuple(Parameter(name, text, simple_type(text), None, True) for name, text in rows.items())
-
-
-TOP = _schema(
-    {"seed": "int", "domain": "str", "backbone": "dict", "data": "dict", "task": "dict", "adapter": "dict"}
-    | {"optim": "dict", "loader": "dict", "trainer": "dict", "run": "dict", "choices": "dict"}
-    | {"threads": "int | None", "metric": "dict | None", "sweep": "dict | None", "tuning": "dict | None"}
-)
-RUN = _schema(
-    {"fit": "bool", "test": "bool", "resume": "Literal['auto', 'never', 'weights']", "limit": "int | None"}
-    | {"audit": "Literal['gate', 'warn']"}
-)
-SWEEP = _schema({"methods": "list[str]", "lr": "list[float]", "seeds": "list[int]", "tune_seeds": "int"})
-TUNING = _schema({"group": "str", "budget": "int"})  # written by a comparison into the configs of its cells
-METRIC = _schema({"name": "str", "mode": "Literal['max', 'min']"})
-# What `attach` takes beside the method's own options.
-ATTACH = _schema(
-    {"targets": "list[str] | None", "name": "str", "path": "Literal['auto', 'call', 'hook', 'weight']"}
-    | {"thin": "bool", "verify": "bool"}
-)
-# Arguments of lightning 2.6's Trainer that a YAML can hold; a test compares the names with the installed class.
-TRAINER = _schema(
-    {"accelerator": "str", "strategy": "str", "devices": "int | str | list[int]", "num_nodes": "int"}
-    | {"precision": "int | str | None", "logger": "bool | None", "callbacks": "list | None"}
-    | {"fast_dev_run": "int | bool", "max_epochs": "int | None", "min_epochs": "int | None", "max_steps": "int"}
-    | {"min_steps": "int | None", "max_time": "str | dict | None", "limit_train_batches": "int | float | None"}
-    | {"limit_val_batches": "int | float | None", "limit_test_batches": "int | float | None"}
-    | {"limit_predict_batches": "int | float | None", "overfit_batches": "int | float"}
-    | {"val_check_interval": "int | float | str | None", "check_val_every_n_epoch": "int | None"}
-    | {"num_sanity_val_steps": "int | None", "log_every_n_steps": "int | None"}
-    | {"enable_checkpointing": "bool | None", "enable_progress_bar": "bool | None"}
-    | {"enable_model_summary": "bool | None", "accumulate_grad_batches": "int"}
-    | {"gradient_clip_val": "int | float | None", "gradient_clip_algorithm": "Literal['norm', 'value'] | None"}
-    | {"deterministic": "bool | Literal['warn'] | None", "benchmark": "bool | None", "inference_mode": "bool"}
-    | {"use_distributed_sampler": "bool", "profiler": "str | None", "detect_anomaly": "bool", "barebones": "bool"}
-    | {"plugins": "Any", "sync_batchnorm": "bool", "reload_dataloaders_every_n_epochs": "int"}
-    | {"default_root_dir": "str | None", "enable_autolog_hparams": "bool", "model_registry": "str | None"}
-)
 # Sections without a `_target_` of their own.
 SECTIONS = {"optim": "core.training.optim.Optim", "loader": "core.data.loading.Loader"}
 OPEN = "???"  # a value that a preset leaves to the user
@@ -278,7 +240,8 @@ def _choices(annotation: str) -> list[str]:
     """The strings of every Literal in an annotation."""
     nodes = ast.walk(ast.parse(annotation, mode="eval"))
     literals = [n.slice for n in nodes if isinstance(n, ast.Subscript) and ast.unparse(n.value) == "Literal"]
-    return [c.value for node in literals for c in ast.walk(node) if isinstance(c, ast.Constant)]
+    constants = [c.value for node in literals for c in ast.walk(node) if isinstance(c, ast.Constant)]
+    return [value for value in constants if isinstance(value, str)]
 
 
 def _words(annotation: str) -> str:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import lightning as L
 import torch
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
@@ -128,7 +129,10 @@ def trainer(cfg: DictConfig, directory: Path, callbacks: list, batches: int, *, 
         steps = total_steps(options, batches)
         options["val_check_interval"] = validation_interval(steps) * options.get("accumulate_grad_batches", 1)
         options["check_val_every_n_epoch"] = None
-    return L.Trainer(**(defaults | options | fixed))
+    try:
+        return L.Trainer(**(defaults | options | fixed))
+    except (MisconfigurationException, ValueError, TypeError) as error:  # Lightning's ways to refuse an argument
+        raise ConfigError("trainer", str(error).splitlines()[0], "what Lightning's Trainer takes here") from error
 
 
 def total_steps(options: dict[str, Any], batches: int) -> int:

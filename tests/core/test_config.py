@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from core import catalog, config, source
+from core import catalog, config, schema, source
 from core.compose import compose, prepare
 from core.config import check
 from core.doctor import check_preset, combinations
@@ -125,6 +125,8 @@ error[config]: 7 problems
         ({"optm": {"lr": 1}}, "optm", "optim"),
         ({"trainer.max_step": 3}, "trainer.max_step", "max_steps"),
         ({"trainer.max_steps": "ten"}, "trainer.max_steps", ""),
+        ({"trainer.precision": "bf16-mixd"}, "trainer.precision", "bf16-mixed"),
+        ({"trainer.precision": 17}, "trainer.precision", ""),
         ({"loader.batchsize": 3}, "loader.batchsize", "batch_size"),
         ({"data.sizes": [1, "2"]}, "data.sizes[1]", ""),
         ({"data.files": "a.csv"}, "data.files", ""),
@@ -151,6 +153,7 @@ def test_one_problem_has_its_place_and_near_miss(cfg, changes, where, fix):
     "changes",
     [
         {"backbone.scale": 2},  # an int is a float
+        {"trainer.precision": 16, "trainer.devices": "auto", "trainer.val_check_interval": 0.5},
         {"data.files": None, "data.folder": "x/y", "data.sizes": [1, 2, 3]},
         {"data._target_": "toy_package.parts.Open", "data.anything": 1},
         {"data._target_": "collections.OrderedDict", "data.anything": 1},
@@ -167,12 +170,12 @@ def test_what_is_right_or_unknowable_passes(cfg, changes):
 
 def test_trainer_keys_are_lightnings():
     trainer = source.read("lightning.pytorch.trainer.trainer.Trainer")
-    assert {p.name for p in config.TRAINER} == {p.name for p in trainer.parameters}
+    assert {p.name for p in schema.TRAINER} == {p.name for p in trainer.parameters}
 
 
 def test_adapter_keys_are_attachs():
     attach = source.read("core.adapters.model.attach")
-    assert {p.name for p in config.ATTACH} <= {p.name for p in attach.parameters}
+    assert {p.name for p in schema.ATTACH} <= {p.name for p in attach.parameters}
 
 
 def test_a_methods_options_are_what_attach_takes():
