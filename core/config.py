@@ -18,7 +18,6 @@ from core.errors import ConfigError, DataError, Problem, did_you_mean
 from core.schema import ATTACH, METRIC, RUN, SWEEP, TOP, TRAINER, TUNING
 from core.source import REQUIRED, UNREADABLE, Definition, Parameter
 
-
 # Sections without a `_target_` of their own.
 SECTIONS = {"optim": "core.training.optim.Optim", "loader": "core.data.loading.Loader"}
 OPEN = "???"  # a value that a preset leaves to the user
