@@ -1,7 +1,5 @@
 """Several processes: how the others are started, and sums whose order never changes."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys
@@ -76,7 +74,7 @@ class OrderedSums(Callback):
 
 
 def in_rank_order(state: Any, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
-    """The mean over ranks of a bucket, added in rank order."""
+    """The mean over ranks of a bucket, added in rank order. DDP reads the annotations: they must be types, not text."""
     mine = bucket.buffer()
     parts = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
     work = dist.all_gather(parts, mine, async_op=True)

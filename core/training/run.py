@@ -5,6 +5,7 @@ python -m core.training.run DIRECTORY      repeats or resumes the run whose conf
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -285,7 +286,7 @@ def _fault(error: Exception) -> Exception:
     if exhausted(error):
         fix = "a smaller loader.batch_size or loader.tokens, with trainer.accumulate_grad_batches raised likewise"
         return TrainingError(problems=[Problem("memory", str(error).splitlines()[0], "a step that fits", fix)])
-    if isinstance(error, OSError) and error.errno in (28, 122):  # no space left, quota
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return TrainingError(str(error.filename or "disk"), error.strerror, "room for checkpoints and results")
     return error
 

@@ -32,6 +32,26 @@ def test_kill_between_the_renames_of_a_write(server, undisturbed, tmp_path):
     assert differing(tmp_path, undisturbed) == []
 
 
+@pytest.mark.slow
+def test_twenty_kills_at_random_moments(server, tmp_path):
+    """Half at a random batch, half at a random time: in a step, a validation, a checkpoint's write, the scoring."""
+    draw = random.Random()
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    longer = {"trainer__max_steps": 60}
+    assert server.train(whole, toy.config(whole, **longer)) == 0
+    kills = [("die_at", b) for b in sorted(draw.sample(range(1, 120), 10))]
+    for i in range(10):
+        kills.insert(2 * i, ("die_after", draw.randrange(400, 4000)))
+    cfg, done = toy.config(killed, **longer), 0
+    for name, value in kills:
+        status = server.train(killed, cfg, **{name: value})
+        assert status in (-9, 0), server.log.read_text()[-3000:]
+        done += status == -9
+    print(f"{done} kills: {kills}")
+    assert server.train(killed) == 0
+    assert done >= 10 and differing(killed, whole) == []
+
+
 def test_truncated_last_falls_back_to_previous(server, undisturbed, tmp_path):
     assert server.train(tmp_path, toy.config(tmp_path), die_at=15) == -9
     last = tmp_path / "checkpoints/last.safetensors"

@@ -7,6 +7,7 @@ import os
 import pytest
 import torch
 from omegaconf import OmegaConf
+from safetensors.torch import load_file
 
 from core.adapters import load_adapter
 from core.bench import result
@@ -83,6 +84,25 @@ def test_anchors(method, tmp_path, capsys):
     assert max(len(line) for line in said.splitlines() if "/" not in line) <= 100
 
 
+def test_half_precision_keeps_the_adapter_in_fp32(tmp_path):
+    record = train(tmp_path, trainer__precision="bf16-mixed", trainer__max_steps=3)
+    assert record.status == "done" and record.precision == "bf16-mixed" and record.certificate.base_bit_equal
+    tensors = load_file(tmp_path / "adapter" / "adapter.safetensors")
+    assert {tensor.dtype for tensor in tensors.values()} == {torch.float32}
+
+
+def test_scoring_alone_uses_what_lies_there(undisturbed, tmp_path):
+    """`run.fit=false`: with checkpoints the trained adapter is scored, in an empty folder a fresh head."""
+    (tmp_path / "a/checkpoints").mkdir(parents=True)
+    for name in ("last", "best"):
+        path = f"checkpoints/{name}.safetensors"
+        (tmp_path / "a" / path).write_bytes((undisturbed / path).read_bytes())
+    trained = train(tmp_path / "a", run__fit=False)
+    fresh = train(tmp_path / "b", run__fit=False)
+    assert trained.primary.value == result.read(undisturbed).primary.value
+    assert fresh.primary.value > trained.primary.value and fresh.steps is None and fresh.step_time_s is None
+
+
 def test_weights_start_anew_from_the_saved_adapter(undisturbed, tmp_path):
     (tmp_path / "checkpoints").mkdir()
     for name in ("last", "best"):
@@ -134,7 +154,7 @@ def test_full_disk_leaves_the_last_good_checkpoint(server, undisturbed, tmp_path
 
 
 def test_two_processes_train_as_one(server, tmp_path):
-    """Batches of 4 on two ranks against 8 on one: the same losses and scores (measured 2e-7 apart)."""
+    """Batches of 4 on two ranks against 8 on one: the same losses and scores (2e-7 apart)."""
     same = {
         "trainer__accumulate_grad_batches": 1,
         "task__noise": 0.0,

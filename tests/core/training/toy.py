@@ -10,6 +10,8 @@ import os
 import random
 import signal
 import sys
+import threading
+import time
 import traceback
 from pathlib import Path
 
@@ -177,6 +179,16 @@ def die_at(batch: int) -> None:
         return real(self, *args)
 
     module.PeftModule.training_step = step
+
+
+def die_after(milliseconds: int) -> None:
+    """kill -9 that long from now, wherever the run then is: in a step, a validation, a write."""
+
+    def wait():
+        time.sleep(milliseconds / 1000)
+        os.kill(os.getpid(), 9)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def signal_at(batch: int) -> None:
