@@ -26,7 +26,7 @@ __all__ = ["Twin", "World"]
 class Twin(Proteins):
     """Items of the twin's world: id, group (family), sequence, label; a landscape also has sites and wildtype.
 
-    label             what is asked: structure (str per residue), signal (class), contacts (a field of its own), landscape
+    label             what is asked: structure (str per residue), signal (class), contacts (its own field), landscape
                       (float, wild type 1)
     world             which world; the embedded mini ESM-2 was pretrained in world 0
     seed              which labelled proteins are drawn for train; val and test stay the same

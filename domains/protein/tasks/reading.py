@@ -28,7 +28,7 @@ def every(data: Data) -> Iterable[tuple[str, dict[str, Any]]]:
 
 
 def check_lengths(data: Data, backbone: Backbone, *, whole: bool = False) -> None:
-    """Brings the data under the backbone's limit by the data's own policy, where it has one; DataError for what is left.
+    """Brings the data under the backbone's limit by the data's own policy, if any; DataError for what is left.
 
     whole   the task has no meaning on a part of a protein: nothing is cut"""
     limit = getattr(backbone.tokenizer, "limit", None)
