@@ -194,6 +194,9 @@ class RunDirectory(Callback):
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         directory = Path(config.hydra.sweep.dir)
+        from core.bench.card import refresh
+
+        refresh(directory)  # the first job's card was written before its anchors existed
         codes = list(_codes(directory, self.started))
         print(f"\n{codes.count(0)} of {len(codes)} jobs done   next: atlas report {directory}", flush=True)
         if any(codes):

@@ -6,7 +6,7 @@ Answers first, then the picture, then the table (anchors, then methods by score)
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -38,15 +38,19 @@ def report(directory: str | Path) -> Path:
     if not runs and not broken:
         raise DataError(str(directory), "no result.json below it", "a folder of runs", "train something first")
     groups, failed = [], [(None, missing) for missing in broken]
-    for group, (found, missing, trials) in cells.gather(runs).items():
+    gathered = cells.gather(runs)
+    names = _names(gathered)
+    for group, (found, missing, trials) in gathered.items():
         rows = tables.judged(found)
         groups.append((group, rows, trials))
         failed += [(group, one) for one in [*missing, *cells.absent(found, missing)]]
     view = {
         "title": _title(groups),
         "counts": _counts(runs, groups),
-        "groups": [_group(group, rows, trials, failed, directory) for group, rows, trials in groups if rows],
-        "failed": [_failed(group, missing, directory) for group, missing in failed],
+        "groups": [
+            _group(group, names[group], rows, trials, failed, directory) for group, rows, trials in groups if rows
+        ],
+        "failed": [_failed(names.get(group, "-"), missing, directory) for group, missing in failed],
         "sources": f"Made from {len(runs)} result.json files.",
     }
     write_whole(directory / "report.csv", tables.as_csv(groups, failed, directory))
@@ -69,12 +73,17 @@ def _twin(rows: list[Cell]) -> bool:
     return any(cell.runs and cell.runs[0].record.data_kind == "twin" for cell in rows)
 
 
-def name(group: Group) -> str:
-    parts = [group.domain, group.task, group.backbone, f"data {group.data or '-'}"]
-    return " / ".join(str(part or "-") for part in parts)
+def _names(groups: Iterable[Group]) -> dict[Group, str]:
+    """What a group is called; its split is named where two groups would be called the same."""
+    called = {}
+    for group in groups:
+        parts = [group.domain, group.task, group.backbone, f"data {group.data or '-'}"]
+        called[group] = " / ".join(str(part or "-") for part in parts)
+    double = {name for name in called.values() if list(called.values()).count(name) > 1}
+    return {g: f"{name} / split {(g.split_hash or '-')[:8]}" if name in double else name for g, name in called.items()}
 
 
-def _group(group: Group, rows: list[Cell], trials: list, failed: list, directory: Path) -> dict[str, Any]:
+def _group(group: Group, name: str, rows: list[Cell], trials: list, failed: list, directory: Path) -> dict[str, Any]:
     """What the template shows of one group."""
     trained = [cell for cell in rows if cell.runs]
     chosen = tuning.table(rows, trials)
@@ -83,14 +92,14 @@ def _group(group: Group, rows: list[Cell], trials: list, failed: list, directory
     columns = _columns(rows, chosen)
     higher = trained[0].headlines[0].higher_is_better
     return {
-        "name": name(group) + (" (synthetic)" if _twin(rows) else ""),
+        "name": name + (" (synthetic)" if _twin(rows) else ""),
         "twin": _twin(rows),
         "metric": rows[0].metric,
         "answer": answers.answer(rows),
         "notes": answers.notes(rows, lost, chosen),
         "heads": list(columns),
         "rows": [_row(cell, columns, directory, last_anchor=cell is tables.last_anchor(rows)) for cell in rows],
-        "legend": _legend(rows, higher),
+        "legend": _legend(rows, columns, higher),
         "scatters": _scatters(trained, higher, directory),
         "bars": _bars(trained),
         "seeds": seeds,
@@ -152,14 +161,14 @@ def _row(cell: Cell, columns: dict, directory: Path, *, last_anchor: bool) -> di
     }
 
 
-def _legend(rows: list[Cell], higher: bool) -> str:
+def _legend(rows: list[Cell], columns: dict, higher: bool) -> str:
     """What holds for the whole table: items, tuning, how memory was measured, on what machine."""
     records = [run.record for cell in rows for run in cell.runs]
     items, budgets = _items(rows), _budgets(rows)
     facts = ["" if higher else "Lower is better"]
     facts.append(f"{numerals.count(next(iter(items)))} test items" if len(items) == 1 and None not in items else "")
     facts.append(f"{next(iter(budgets))} learning-rate trials per method" if len(budgets) == 1 and any(budgets) else "")
-    facts.append("gap closed: 0 % is the probe, 100 % is full")
+    facts.append("gap closed: 0 % is the probe, 100 % is full" if "gap closed" in columns else "")
     facts += [
         f"peak memory: {kind}" for kind in sorted({record.memory_kind for record in records if record.memory_kind})
     ]
@@ -223,11 +232,11 @@ def _seeds(cell: Cell, seeds: list, directory: Path) -> dict[str, Any]:
     return {"label": cell.label, "cells": shown, "range": spread}
 
 
-def _failed(group: Group | None, missing: Missing, directory: Path) -> dict[str, str]:
+def _failed(group: str, missing: Missing, directory: Path) -> dict[str, str]:
     return {
         "method": cells.ANCHORS.get(missing.method, missing.method),
         "seed": "-" if missing.seed is None else str(missing.seed),
-        "group": name(group) if group else "-",
+        "group": group,
         "reason": missing.reason,
         "link": _card(missing.directory, directory) if missing.directory else "",
     }
