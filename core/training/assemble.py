@@ -101,6 +101,15 @@ def located(target: str) -> Any:
     return getattr(importlib.import_module(module), name)
 
 
+def may_idle(cfg: DictConfig, module: Any) -> bool:
+    """Whether some trained parameters may get no gradient: full fine-tuning and selections take the parts of the network
+    that the task does not read, too."""
+    from core.adapters.base import Selection
+
+    method = located(cfg.adapter["_target_"])
+    return module.base_trains or (isinstance(method, type) and issubclass(method, Selection))
+
+
 def loaders(cfg: DictConfig, found: Parts) -> Loaders:
     settings = Loader(**OmegaConf.to_container(cfg.loader, resolve=True)) if cfg.get("loader") else Loader()
     tokenizer = found.backbone.tokenizer
@@ -110,7 +119,7 @@ def loaders(cfg: DictConfig, found: Parts) -> Loaders:
 def trainer(cfg: DictConfig, directory: Path, callbacks: list, batches: int, *, unused: bool) -> L.Trainer:
     """Lightning's Trainer from `cfg.trainer`; what this layer does itself (checkpoints, bars, sampling) is off.
 
-    batches   of one epoch;  unused: some trained parameters may get no gradient (full fine-tuning)
+    batches   of one epoch;  unused: some trained parameters may get no gradient
     """
     from core.training.ddp import Ddp
 
@@ -211,6 +220,6 @@ def reload_equal(cfg: DictConfig, model: nn.Module, directory: Path, name: str, 
         return None
     with torch.random.fork_rng(devices=[]):
         fresh = make(cfg, "backbone", cfg.seed)
-    load_adapter(fresh, directory, name=name)
+    load_adapter(fresh, directory, name=name, method=located(cfg.adapter["_target_"]))
     pair = [Example(m.eval(), m.example)() for m in (model, fresh)]
     return all(torch.equal(a, b) for a, b in zip(*map(floats, pair), strict=True))

@@ -1,0 +1,118 @@
+"""A method and a backbone of somebody else, in a folder of their own: no file of the project is touched."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+METHOD = '''
+"""HiRA.  W' = W * (1 + B A), elementwise         Hadamard high-rank adaptation, ICLR 2025, OpenReview TwJrTz9cRS
+Parameters  r (in + out) per site.   Start  B = 0, so W' = W to the bit.   Differs  nothing; no scale, as in the paper.
+Hosts       all but embeddings, where B A would be as large as W.   Shapes  W (out, in)   A (r, in)   B (out, r)
+"""
+import torch
+from torch import nn
+
+from core.adapters.base import WeightMethod, kaiming
+
+
+class HiRA(WeightMethod):
+    def __init__(self, W, *, rank: int = 32):
+        super().__init__()
+        self.A = nn.Parameter(kaiming(rank, W.shape[1]))
+        self.B = nn.Parameter(torch.zeros(W.shape[0], rank))
+
+    def weight(self, W):
+        return W * (1 + self.B @ self.A)
+'''
+BACKBONE = '''
+"""Two convolutions over residues.
+Tokens  (batch, tokens) int64, pad 1.     Hidden  (batch, tokens, channels)
+"""
+import torch
+from torch import nn
+
+from core.contracts import Backbone, Output
+from domains.protein.backbones.tokens import ESM_ORDER, ResidueTokenizer
+
+
+class Network(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.embed = nn.Embedding(33, width)
+        self.blocks = nn.ModuleList(nn.Conv1d(width, width, 5, padding="same") for _ in range(2))
+
+    def forward(self, tokens):
+        x = self.embed(tokens).transpose(1, 2)
+        for block in self.blocks:
+            x = x + torch.relu(block(x))
+        return x.transpose(1, 2)
+
+
+class Convolutions(Backbone):
+    roles = {"embed": "embed", "conv": "blocks.*"}
+
+    def __init__(self, width: int = 16, pretrained: bool = False, seed: int = 0):
+        super().__init__()
+        torch.manual_seed(seed)
+        self.net, self.width = Network(width), width
+        ids = {letter: number for number, letter in enumerate(ESM_ORDER, 4)}
+        self.tokenizer = ResidueTokenizer(ids, (), (), pad=1, mask=None, unknown=3)
+
+    def example(self):
+        return (self.tokenizer(["MKTAYIAKQR"]),), {}
+
+    def forward(self, batch):
+        return Output(hidden=self.net(batch["tokens"]), mask=batch["residues"])
+'''
+
+
+@pytest.fixture
+def mine(tmp_path):
+    """The folder: two Python files and two presets."""
+    (tmp_path / "hira.py").write_text(METHOD)
+    (tmp_path / "convolutions.py").write_text(BACKBONE)
+    for group, name, text in (
+        ("adapter", "hira", "_target_: hira.HiRA\ntargets: [conv]\nrank: 4\n"),
+        ("backbone", "convolutions", "_target_: convolutions.Convolutions\nwidth: 16\nseed: ${seed}\n"),
+    ):
+        (tmp_path / "presets" / group).mkdir(parents=True)
+        (tmp_path / "presets" / group / f"{name}.yaml").write_text(text)
+    return tmp_path
+
+
+def command(folder: Path, *words: str) -> subprocess.CompletedProcess:
+    env = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{folder}", "OMP_NUM_THREADS": "1"}
+    return subprocess.run([sys.executable, "-m", *words], cwd=folder, env=env, capture_output=True, text=True)
+
+
+def test_a_method_and_a_backbone_from_outside(mine):
+    chosen = ["--config-dir", "presets", "adapter=hira", "backbone=convolutions"]
+    small = ["data.train=6", "data.val=4", "data.test=5", "trainer.max_steps=2", "hydra.run.dir=run"]
+    done = command(mine, "domains.protein.train", *chosen, *small)
+    assert done.returncode == 0, done.stderr
+    record = json.loads((mine / "run" / "result.json").read_text())
+    assert (record["method"], record["backbone"], record["targets"]) == ("hira", "convolutions", ["conv"])
+    assert record["trainable"] == 2 * 4 * (16 + 16 * 5)  # two convolutions, rank 4: A has the kernel
+    assert record["certificate"]["reload_equal"] is True
+    assert record["merge_error"] < 1e-5
+    (mine / "new.fasta").write_text(">a\nMKTAYIAKQR\n")
+    done = command(mine, "core.cli", "predict", "run", "--input", "new.fasta", "--out", "new.csv")
+    assert done.returncode == 0, done.stderr
+    assert len((mine / "new.csv").read_text().splitlines()) == 2
+
+
+def test_its_options_are_checked_like_ours(mine):
+    chosen = ["--config-dir", "presets", "adapter=hira", "backbone=convolutions"]
+    done = command(
+        mine, "domains.protein.train", *chosen, "adapter.rnak=2", "adapter.targets=[attn.q]", "backbone.wdth=3"
+    )
+    assert done.returncode == 2
+    assert "did you mean `rank`?" in done.stderr and "did you mean `width`?" in done.stderr
+    assert "allowed  conv, embed" in done.stderr
+    done = command(mine, "domains.protein.train", "--config-dir", "presets", "adapter=hiraa")
+    assert done.returncode == 2 and "did you mean `hira`?" in done.stderr
