@@ -98,3 +98,14 @@ def test_levenshtein_is_the_textbook_recursion(a, b):
         return min(slow(x[1:], y) + 1, slow(x, y[1:]) + 1, slow(x[1:], y[1:]) + (x[0] != y[0]))
 
     assert levenshtein(a, b) == slow(a, b)
+
+
+def test_two_shared_4mers_alone_make_no_candidate():
+    """Strangers with two planted 4-mers on one diagonal are let go before any alignment; relatives are not."""
+    rng = np.random.default_rng(5)
+    a, b = (list(random_protein(rng, 150)) for _ in "ab")
+    a[40:44], a[60:64] = b[50:54], b[70:74] = list("MKVL"), list("DEPW")
+    a[44:60], b[54:70] = "G" * 16, "W" * 16
+    stranger, relative = "".join(a), relative_of(rng, "".join(b), 0.8)
+    index = Index(["".join(b)])
+    assert index.candidates(letters(stranger)) == [] and len(index.candidates(letters(relative))) == 1
