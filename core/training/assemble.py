@@ -102,8 +102,8 @@ def located(target: str) -> Any:
 
 
 def may_idle(cfg: DictConfig, module: Any) -> bool:
-    """Whether some trained parameters may get no gradient: full fine-tuning and selections take the parts of the network
-    that the task does not read, too."""
+    """Whether some trained parameters may get no gradient: full fine-tuning and selections also take what the task does
+    not read."""
     from core.adapters.base import Selection
 
     method = located(cfg.adapter["_target_"])

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from lightning.pytorch.callbacks import Callback
 
+from core.adapters.base import Selection
 from core.adapters.cost import measure
 from core.adapters.live import consumed
 from core.adapters.probe import pristine
@@ -49,11 +50,11 @@ class Rehearsal(Callback):
             start = time.perf_counter()
             grads = _gradients(module, batch)
             step_s = time.perf_counter() - start
-            without_gradient(module, self.name, grads)
+            idle = without_gradient(module, self.name, grads)
             kept, forward, backward = measure(module, lambda: module.losses(batch)[0])
         sites = unread(trainer, module, self.name)
         examples = max(1, len(batch.get("ids", [])))
-        live = (sites, sites)
+        live = (sites - idle, sites)
         self.result = Rehearsed(kept, forward / examples, backward / examples, live, step_s, highest)
         if self.on_ready and trainer.is_global_zero:
             self.on_ready(self.result)
@@ -71,22 +72,33 @@ def _gradients(module, batch: dict[str, Any]) -> dict[str, torch.Tensor | None]:
     return dict(zip(tensors, grads, strict=True))
 
 
-def without_gradient(module, name: str, grads: dict[str, torch.Tensor | None]) -> None:
-    """DeadSiteError lists what gets no gradient from the first training batch, but for what the method exempts."""
+def without_gradient(module, name: str, grads: dict[str, torch.Tensor | None]) -> int:
+    """DeadSiteError lists what gets no gradient from the first training batch, but for what the method exempts.
+
+    A selection takes every bias or norm of the network, those of a language-model head too, which a task with a head of
+    its own never reads. They stay as they are: the number of these sites is returned. A selection without one live site
+    is an error like any other."""
     state = getattr(module.model, "_peft", None)
     if state is None or name not in state.adapters:
-        return
+        return 0
     bound = {b.site.key: state.slots[b.slot].methods[b.method] for b in state.adapters[name].bound}
     dead = []
     for key, grad in grads.items():
         site, _, tensor = key.rpartition("|")
         if grad is None and (site == "tokens" or (site in bound and tensor not in bound[site].exempt)):
             dead.append(key)
+    chosen = {site for site, method in bound.items() if isinstance(method, Selection)}
+    idle = {key.rpartition("|")[0] for key in dead} & chosen
+    if idle and idle != chosen:
+        dead = [key for key in dead if key.rpartition("|")[0] not in idle]
+    else:
+        idle = set()
     if dead:
         allowed = "every site gets a gradient from the task's own loss"
         fix = "leave this role or layer out of adapter.targets: this task does not use it"
         got = "no gradient on the first training batch"
         raise DeadSiteError(problems=[Problem(key, got, allowed, fix) for key in dead])
+    return len(idle)
 
 
 def unread(trainer, module, name: str) -> int:

@@ -136,7 +136,7 @@ def _fit(cfg, directory: Path, record: Record, module, name: str, parts, loaders
     rehearsal = Rehearsal(name, ready)
     door = Door(folder, min(500, max(1, total // 20)), cfg.seed, assemble.settings(cfg))
     callbacks = [cost, rehearsal, rows, OrderedSums(), Progress(screen, best, total), *_own_callbacks(cfg), best, door]
-    trainer = assemble.trainer(cfg, directory, callbacks, batches, unused=module.base_trains)
+    trainer = assemble.trainer(cfg, directory, callbacks, batches, unused=assemble.may_idle(cfg, module))
     rivals = None
     if module.base_trains and cfg.run.test and not screen.quiet:  # later there is no base left to score
         rivals = evaluate.rivals(parts.task, parts.backbone, parts.data, loaders.items("test"))
