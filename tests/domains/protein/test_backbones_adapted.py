@@ -88,3 +88,27 @@ def test_presets_fit_their_constructors(group):
         definition = read(settings.pop("_target_"))
         assert definition is not None and not definition.open, file.name
         assert settings.keys() <= {p.name for p in definition.parameters}, file.name
+
+
+@pytest.mark.parametrize("method", ["bitfit", "norm"])
+def test_a_selection_may_hold_what_the_task_does_not_read(method):
+    """A residue head never reads the language-model head, whose parameters a selection takes too: they stay, counted.
+    Aimed at them alone, the selection is dead; so is LoRA there."""
+    from core.adapters import head, trainable
+    from core.errors import DeadSiteError
+    from core.training.module import PeftModule
+    from core.training.optim import Optim
+    from core.training.rehearsal import _gradients, without_gradient
+    from domains.protein.tasks.residue import ResidueClassification
+
+    def idle(targets, method):
+        model, task = HFEsm(pretrained=False), ResidueClassification(classes="HEC")
+        attach(model, method, head=task.head(model), **({"targets": targets} if targets else {}))
+        module = PeftModule(model, task, Optim(lr=0.1), tensors=trainable(model), head=head(model, "default"))
+        batch = task.collate([{"id": "a", "sequence": LONG, "label": "H" * len(LONG)}], model.tokenizer)
+        return without_gradient(module, "default", _gradients(module, batch))
+
+    assert idle(None, method) == {"bitfit": 3, "norm": 2}[method]
+    for dead in ("bitfit", "lora"):
+        with pytest.raises(DeadSiteError, match="lm_head"):
+            idle(["head"], dead)
