@@ -130,7 +130,8 @@ def translate(error: Exception) -> ConfigError:
         options = list(error.options or ())
         if not group:
             return ConfigError("--config-name", name, "train, or config with --config-dir RUN")
-        return ConfigError(group, name, options, did_you_mean(name, options))
+        fix = "pip install 'peft-atlas[launchers]'" if group == "hydra/launcher" else did_you_mean(name, options)
+        return ConfigError(group, name, options, fix)
     if isinstance(error, OverrideParseException):
         return ConfigError(problems=[_syntax(error.override, error)])
     cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error

@@ -96,6 +96,8 @@ def job(cfg: DictConfig) -> float:
     directory = Path(settings.runtime.output_dir)
     cfg = OmegaConf.create(plain(cfg))
     sweeping = settings.mode == RunMode.MULTIRUN
+    words = settings.overrides.task if sweeping else sys.argv[1:]
+    sys.argv[1:] = [word.removeprefix("++") for word in words]  # the record keeps what repeats this very job
     try:
         if sweeping:
             print(f"job {settings.job.num}  {settings.job.override_dirname.replace('++', '')}", flush=True)
@@ -112,11 +114,12 @@ def job(cfg: DictConfig) -> float:
 
 
 def _run(cfg: DictConfig, directory: Path) -> float:
-    if not follower() and not (directory / CONFIG).exists():
-        command = f"python -m domains.{cfg.domain}.train {' '.join(sys.argv[1:])}".replace("++", "").strip()
+    if not follower() and (cfg.run.resume == "weights" or not (directory / CONFIG).exists()):
+        from core.bench.result import command
+
         inside = directory.is_relative_to(Path.cwd())
         folder = directory.relative_to(Path.cwd()) if inside else directory
-        head = HEADER.format(command=command, domain=cfg.domain, directory=folder)
+        head = HEADER.format(command=command(cfg.domain), domain=cfg.domain, directory=folder)
         body = OmegaConf.to_yaml(OmegaConf.merge({"defaults": ["/run_directory", "_self_"]}, cfg))
         (directory / CONFIG).write_text(head + body, encoding="utf-8")
     if cfg.get("sweep"):
@@ -133,8 +136,8 @@ def _run(cfg: DictConfig, directory: Path) -> float:
 
 def claim(cfg: DictConfig, directory: Path) -> None:
     """ConfigError where the directory holds a finished run, or one that `resume` cannot go on with."""
-    if follower() or cfg.get("sweep") or not (directory / "result.json").exists():
-        return
+    if follower() or cfg.get("sweep") or not (directory / "result.json").exists() or cfg.run.resume == "weights":
+        return  # `weights` asks for a new start from what lies there
     try:
         status = json.loads((directory / "result.json").read_text(encoding="utf-8")).get("status")
     except (OSError, ValueError, AttributeError):

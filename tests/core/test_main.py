@@ -142,6 +142,8 @@ def test_a_sweep_runs_every_job_and_ends_with_the_worst_code(train):
     records = {p.parent.name[0]: json.loads(p.read_text()) for p in train.work.rglob("result.json")}
     assert [records[k]["status"] for k in "0123"] == ["done", "failed", "failed", "done"]
     assert [(records[k]["error"]["code"], records[k]["method"]) for k in "12"] == [(3, "lora"), (1, "lora")]
+    (first,) = train.work.rglob("3_*/config.yaml")
+    assert first.read_text().splitlines()[0].endswith(" seed=2 adapter=lora")  # its own command, not the sweep's
 
 
 def test_a_config_error_in_one_job_does_not_stop_the_others(train):
