@@ -14,11 +14,14 @@ from torch import Tensor, nn
 
 
 class Factors(NamedTuple):
-    """A low-rank change: weight(W) == W + scale * B @ A, to rounding.  A (rank, in)   B (out, rank)"""
+    """A low-rank change: weight(W) == W + scale * B @ A, to rounding.  A (rank, in)   B (out, rank)
+
+    dropout   probability, in steps of 1/256, on the input of the change; 0 where it is not active"""
 
     A: Tensor
     B: Tensor
     scale: float
+    dropout: float = 0.0
 
 
 class WeightMethod(nn.Module):

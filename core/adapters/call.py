@@ -6,8 +6,9 @@ r):
 
     low rank, N > 2 o i / (o + i)   merged     W' = W + s B A once, thin gradients, W' rebuilt in backward
     low rank, fewer tokens          factored   W x, then s B (A x) added in place
+    low rank with dropout           factored   W x, then s B (A dropout(x)); the mask is kept, a byte per element
     any other change                weight     W' once, dense dW' pulled back through `weight`; saves x alone
-    dropout on the change's input   output     the method's own output form
+    any other change with dropout   output     the method's own output form
 
 `order_of` is that rule. Sources: LoRA 2106.09685; counts and timings in docs/design.md.
 """
@@ -20,6 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+from core.adapters.dropout import keep_mask, masked_gradients, masked_product
 
 
 def order_of(tokens: int, out: int, columns: int) -> str:
@@ -41,14 +44,17 @@ def without_autocast(x: Tensor):
 
 class LowRank(torch.autograd.Function):
     """y = x (W + sum_j s_j B_j A_j)^T + b, each change on its own rows.  x (..., in)   W as the host stores it
+    With dropout p_j the change sees x * mask_j / (1 - p_j).
 
     Thin products keep (rank, .) first: on CPU `x.T @ h` costs up to six times what `h.T @ x` costs."""
 
     @staticmethod
-    def forward(ctx, x, W, b, ops, scales, dtype, *factors):
+    def forward(ctx, x, W, b, ops, scales, drops, dtype, *factors):
         x2 = x.reshape(-1, x.shape[-1]).to(dtype)
         M = ops[0].full(W)
-        ctx.order = order_of(len(x2), *M.shape)
+        ctx.order = "factored" if any(drops) else order_of(len(x2), *M.shape)
+        scales = [scale / (1 - p) for scale, p in zip(scales, drops, strict=True)]
+        masks = [keep_mask(x2, p) if p else None for p in drops]
         ctx.ops, ctx.scales, ctx.dtype, ctx.shape = ops, scales, dtype, x.shape
         ctx.has_bias, ctx.x_dtype = b is not None, x.dtype
         merged = ctx.order == "merged"
@@ -61,15 +67,18 @@ class LowRank(torch.autograd.Function):
         else:
             torch.addmm(b.to(dtype), x2, product, out=y2)
         if not merged:
-            for op, scale, A, B in _parts(ops, scales, factors):
-                _add(y2, op, F.linear(x2, A.to(dtype)), B.to(dtype).T, scale)
-        ctx.save_for_backward(x, W, *factors)
+            for (op, scale, A, B), mask in zip(_parts(ops, scales, factors), masks, strict=True):
+                A_ = A.to(dtype)
+                h = F.linear(x2, A_) if mask is None else masked_product(x2, mask, A_)
+                _add(y2, op, h, B.to(dtype).T, scale)
+        ctx.save_for_backward(x, W, *factors, *masks)
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx, g):
-        x, W, *factors = ctx.saved_tensors
+        x, W, *rest = ctx.saved_tensors
+        factors, masks = rest[: 2 * len(ctx.ops)], rest[2 * len(ctx.ops) :]
         dtype, need = ctx.dtype, ctx.needs_input_grad
         g2, x2 = g.reshape(-1, g.shape[-1]), x.reshape(-1, x.shape[-1]).to(dtype)
         dx = None
@@ -80,17 +89,21 @@ class LowRank(torch.autograd.Function):
             else:
                 dx = g2 @ M.to(dtype)
         grads = []
-        for op, scale, A, B in _parts(ctx.ops, ctx.scales, factors):
+        for (op, scale, A, B), mask in zip(_parts(ctx.ops, ctx.scales, factors), masks, strict=True):
             part = op.take(g2)
             A_, B_ = A.to(dtype), B.to(dtype)
             gB = B_.T @ part.T  # (rank, tokens)
-            if dx is not None and ctx.order == "factored":
-                dx.addmm_(gB.T, A_, alpha=scale)
-            grads.append((gB @ x2).to(A.dtype).mul_(scale))
-            grads.append(((A_ @ x2.T) @ part).to(B.dtype).mul_(scale).T)
+            if mask is not None:
+                dA, h = masked_gradients(x2, mask, A_, gB, dx, scale)
+            else:
+                dA, h = gB @ x2, A_ @ x2.T  # h (rank, tokens)
+                if dx is not None and ctx.order == "factored":
+                    dx.addmm_(gB.T, A_, alpha=scale)
+            grads.append(dA.to(A.dtype).mul_(scale))
+            grads.append((h @ part).to(B.dtype).mul_(scale).T)
         db = g2.sum(0) if ctx.has_bias and need[2] else None
         dx = None if dx is None else dx.view(ctx.shape).to(ctx.x_dtype)
-        return (dx, None, db, None, None, None, *grads)
+        return (dx, None, db, None, None, None, None, *grads)
 
 
 def _parts(ops, scales, factors):

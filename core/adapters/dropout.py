@@ -32,6 +32,35 @@ def keep_mask(like: Tensor, p: float) -> Tensor:
     return words.view(torch.uint8)[: like.numel()].ge_(round(p * STEPS)).view(like.shape)
 
 
+def _blocks(x: Tensor) -> list[slice]:
+    """Row ranges of a matrix: on CPU small enough for the cache, so that no temporary is as large as x."""
+    rows = max(64, 2**17 // x.shape[1]) if x.device.type == "cpu" else max(1, len(x))
+    return [slice(start, start + rows) for start in range(0, len(x), rows)]
+
+
+def masked_product(x: Tensor, mask: Tensor, A: Tensor) -> Tensor:
+    """(x * mask) @ A.T, (tokens, rank)"""
+    h = x.new_empty(len(x), len(A))
+    for s in _blocks(x):
+        torch.mm(x[s] * mask[s], A.T, out=h[s])
+    return h
+
+
+def masked_gradients(x, mask, A: Tensor, gB: Tensor, dx: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
+    """(gB @ (x * mask), A @ (x * mask).T); where given, dx gains scale * mask * (gB.T @ A).
+
+    x, mask, dx   (tokens, in)   A (rank, in)   gB (rank, tokens)"""
+    dA = torch.zeros(A.shape, dtype=torch.promote_types(A.dtype, torch.float32), device=A.device)
+    h = A.new_empty(gB.shape)
+    for s in _blocks(x):
+        seen = x[s] * mask[s]
+        dA += gB[:, s] @ seen
+        h[:, s] = A @ seen.T
+        if dx is not None:
+            dx[s].add_((gB[:, s].T @ A).mul_(mask[s]), alpha=scale)
+    return dA, h
+
+
 class _DroppedDown(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, A, op, p):
@@ -44,15 +73,14 @@ class _DroppedDown(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx, g):
         x, A, mask = ctx.saved_tensors
-        dropped, scaled = (x * mask).to(g.dtype), (A * ctx.scale).to(g.dtype)  # under autocast g is in half precision
-        if ctx.op.linear:
-            dx = g @ scaled if ctx.needs_input_grad[0] else None
-            dA = g.flatten(0, -2).T @ dropped.flatten(0, -2)
+        cast, scaled, need = x.to(g.dtype), (A * ctx.scale).to(g.dtype), ctx.needs_input_grad[0]
+        if ctx.op.linear:  # under autocast g is in half precision
+            dx = torch.zeros_like(cast) if need else None
+            rows = [t if t is None else t.reshape(-1, t.shape[-1]) for t in (cast, mask, dx)]
+            dA, _ = masked_gradients(*rows[:2], scaled, g.reshape(-1, g.shape[-1]).T, rows[2], 1.0)
         else:
             with torch.enable_grad():
-                leaves = dropped.requires_grad_(ctx.needs_input_grad[0]), scaled.requires_grad_()
-                wanted = leaves if ctx.needs_input_grad[0] else leaves[1:]
-                *dx, dA = torch.autograd.grad(ctx.op.down(*leaves), wanted, g)
-                dx = dx[0] if dx else None
-        dx = None if dx is None else (dx * mask).to(x.dtype)
-        return dx, dA.to(A.dtype) * ctx.scale, None, None
+                leaves = (cast * mask).requires_grad_(need), scaled.requires_grad_()
+                found = torch.autograd.grad(ctx.op.down(*leaves), leaves if need else leaves[1:], g)
+            dx, dA = (found[0] * mask if need else None), found[-1]
+        return (None if dx is None else dx.to(x.dtype)), dA.to(A.dtype) * ctx.scale, None, None

@@ -159,7 +159,9 @@ class Slot(nn.Module):
         ops = [part.op for part, _ in acting]
         methods: list[WeightMethod] = [self.methods[part.method] for part, _ in acting]
         given = y is not None and all(m.output is not None for m in methods)
-        if given or any(m.needs_output() for m in methods) or (len(acting) == 1 and methods[0].order == "output"):
+        low_rank = ops[0].linear and all(m.factors is not None for m in methods) and not torch.compiler.is_compiling()
+        by_output = any(m.needs_output() for m in methods) or (len(acting) == 1 and methods[0].order == "output")
+        if given or (by_output and not low_rank):
             y = inner(x) if y is None else y
             total = y
             for method, op, (_, weight) in zip(methods, ops, acting, strict=True):
@@ -174,10 +176,11 @@ class Slot(nn.Module):
             y = whole.apply(x, self.matrix(W, acting).to(dtype))
             return y if b is None else y + whole.bias(b, y.ndim).to(y.dtype)
         with without_autocast(x):
-            if ops[0].linear and all(m.factors is not None for m in methods):
+            if low_rank:
                 factors = [m.factors() for m in methods]
                 scales = [f.scale * w for f, (_, w) in zip(factors, acting, strict=True)]
-                return LowRank.apply(x, W, b, ops, scales, dtype, *[t for f in factors for t in (f.A, f.B)])
+                drops = [f.dropout for f in factors]
+                return LowRank.apply(x, W, b, ops, scales, drops, dtype, *[t for f in factors for t in (f.A, f.B)])
             parameters = [p for m in methods for p in m.parameters()]
             return InWeightSpace.apply(x, b, lambda: self.matrix(W, acting), _whole(ops[0]), dtype, *parameters)
 

@@ -38,7 +38,7 @@ class LoRA(WeightMethod):
         return W + self.scale * self.B @ self.A
 
     def factors(self):
-        return Factors(self.A, self.B, self.scale)
+        return Factors(self.A, self.B, self.scale, self.dropout if self.needs_output() else 0.0)
 
     def output(self, x, y, op, W, b):
         h = dropped_down(x, self.A, op, self.dropout) if self.needs_output() else op.down(x, self.A)
