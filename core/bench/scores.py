@@ -81,10 +81,10 @@ def scores(metric: str, per_seed: Sequence[list[dict[str, Any]]]) -> Scores | No
     ids = sorted(set.intersection(*(set(table) for table in tables)))
     if not ids:
         return None
-    groups = [str(tables[0][i].get("group") or i) for i in ids]
-    own = _matrix(tables, ids, "score")
-    if own is not None:
-        return Scores(ids, groups, own.mean(0))
+    scored = [i for i in ids if all(_finite(table[i].get("score")) for table in tables)]
+    if scored:  # an item without a score (nothing in it was labelled) has no share in the mean
+        return Scores(scored, _groups(tables[0], scored), _matrix(tables, scored, "score").mean(0))
+    groups = _groups(tables[0], ids)
     kind = next((name for name in _KINDS if name in metric.lower()), None)
     truth, predictions = _matrix(tables[:1], ids, "truth"), _matrix(tables, ids, "prediction")
     if kind is None or truth is None or predictions is None:
@@ -123,9 +123,17 @@ def _only(a: Scores, ids: list[str]) -> Scores:
     return Scores(ids, groups, np.mean(shares, 0), a.kind, truth, predictions)
 
 
+def _groups(table: dict[str, dict], ids: list[str]) -> list[str]:
+    return [str(table[i].get("group") or i) for i in ids]
+
+
+def _finite(value: Any) -> bool:
+    return isinstance(value, (int, float)) and bool(np.isfinite(value))
+
+
 def _matrix(tables: list[dict[str, dict]], ids: list[str], field: str) -> np.ndarray | None:
     values = [[table[i].get(field) for i in ids] for table in tables]
-    if not all(isinstance(x, (int, float)) and np.isfinite(x) for row in values for x in row):
+    if not all(_finite(x) for row in values for x in row):
         return None
     return np.asarray(values, dtype=float)
 

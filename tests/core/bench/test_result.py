@@ -85,13 +85,14 @@ def test_no_file(tmp_path):
         result.read(tmp_path)
 
 
-def test_a_killed_writer_leaves_the_old_record(tmp_path, monkeypatch):
+@pytest.mark.parametrize("call", ["fsync", "replace"])
+def test_a_writer_that_fails_leaves_the_old_record(tmp_path, monkeypatch, call):
     result.write(tmp_path, Record(run_id="old"))
 
-    def full(descriptor):
+    def full(*args):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(os, "fsync", full)
+    monkeypatch.setattr(os, call, full)
     with pytest.raises(TrainingError, match="No space left"):
         result.write(tmp_path, Record(run_id="new"))
     assert result.read(tmp_path).run_id == "old" and [p.name for p in tmp_path.iterdir()] == ["result.json"]

@@ -63,6 +63,13 @@ def test_seeds_are_averaged_per_item_and_a_seed_is_not_an_item():
     mean = (ORACLES["spearman"](truth, prediction) + ORACLES["spearman"](truth, other)) / 2
     two = sc.scores("spearman", [rows(truth, prediction), rows(truth, other)])
     assert two.value == pytest.approx(mean)  # the mean of the seeds' scores, not the score of the mean prediction
+    each = [sc.scores("spearman", [rows(truth, p)]).samples(draws=50) for p in (prediction, other)]
+    assert two.samples(draws=50) == pytest.approx((each[0] + each[1]) / 2)
+
+
+def test_an_item_without_a_score_has_no_share():
+    found = sc.scores("q3", [rows("abc", "abc", score=[1.0, None, 0.0]), rows("abc", "abc", score=[0.0, 1.0, 0.0])])
+    assert found.ids == ["i0", "i2"] and found.value == 0.25
 
 
 def test_comparison_is_by_id_and_on_shared_items():

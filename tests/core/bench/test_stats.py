@@ -112,7 +112,9 @@ def test_a_shift_shared_by_a_cluster_is_one_observation():
     a, b, clusters = np.ones(40), np.zeros(40), np.repeat(np.arange(4), 10)
     assert stats.paired(a, b, clusters).p == 2 / 2**4
     assert stats.verdict(stats.paired(a, b, clusters)) == "untested"
-    assert stats.verdict(stats.paired(a, b, range(40))) == "better"
+    test = stats.paired(a, b, range(40))
+    assert stats.verdict(test) == "better" and stats.verdict(test, higher_is_better=False) == "worse"
+    assert stats.verdict(test, p=0.05) == "tied"  # Holm's p rules
 
 
 @settings(max_examples=20, deadline=None)
