@@ -32,8 +32,8 @@ class Output(NamedTuple):
 class TokenPort:
     """How virtual tokens enter a network. Every field is optional: a missing one means that the seam is not offered.
 
-    Seam `embeds`: the module `model` gets vectors spliced into its input embeddings, its mask and positions extended, its
-    output stripped. Seam `blocks`: tokens are spliced in before the first of `blocks` and stripped after the last.
+    Seam `embeds`: the module `model` gets vectors spliced into its input embeddings, its mask and positions extended,
+    its output stripped. Seam `blocks`: tokens are spliced in before the first of `blocks` and stripped after the last.
     """
 
     model: str | None = None  # embeds: path of the module that owns embeddings and blocks; "" is the network itself
@@ -151,7 +151,7 @@ class Task(nn.Module):
     mode: Literal["max", "min"] = "max"
 
     def check(self, data: Data, backbone: Backbone) -> None:
-        """DataError or ConfigError where the data's fields, labels or the backbone do not suit. Fits scalers on train."""
+        """DataError or ConfigError where the data's fields, labels or the backbone do not suit. Fits scalers."""
 
     def head(self, backbone: Backbone) -> nn.Module | None:
         """The trainable head, or None (masked language models use the network's own)."""
@@ -166,7 +166,7 @@ class Task(nn.Module):
         raise NotImplementedError
 
     def predict(self, output: Output, batch: dict[str, Any], head: nn.Module | None) -> Iterator[dict[str, Any]]:
-        """One JSON-ready dict per item of the batch, in order: `id`, `prediction`, and `truth` where the batch has it."""
+        """One JSON-ready dict per item of the batch, in order: `id`, `prediction`, `truth` where the batch has it."""
         raise NotImplementedError
 
     def score(self, rows: list[dict[str, Any]]) -> dict[str, Metric]:

@@ -1,15 +1,15 @@
 """The one error type: where, what it got, what is allowed, how to fix it. All problems of a check are raised together.
 
-    PeftError                code 1   base, never raised itself
-      ConfigError            code 2   the user's config or command line
-      UnsupportedError       code 2   a combination that has no exact meaning (says why, and what to use)
-      DataError              code 3   file, row, field, split
-      AdapterError           code 4   adapter and base do not fit
-        DeadSiteError                 a site that no gradient or no read reaches
-        MergeError                    cannot be folded into the base, or not exactly
-        FingerprintError              the base is not the one that the adapter was trained on
-      TrainingError          code 5   NaN, out of memory, disk full
-      EnvironmentError_      code 6   missing extra, broken wheel
+PeftError                code 1   base, never raised itself
+  ConfigError            code 2   the user's config or command line
+  UnsupportedError       code 2   a combination that has no exact meaning (says why, and what to use)
+  DataError              code 3   file, row, field, split
+  AdapterError           code 4   adapter and base do not fit
+    DeadSiteError                 a site that no gradient or no read reaches
+    MergeError                    cannot be folded into the base, or not exactly
+    FingerprintError              the base is not the one that the adapter was trained on
+  TrainingError          code 5   NaN, out of memory, disk full
+  EnvironmentError_      code 6   missing extra, broken wheel
 """
 
 from __future__ import annotations

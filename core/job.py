@@ -100,7 +100,7 @@ def job(cfg: DictConfig) -> float:
     sys.argv[1:] = [word.removeprefix("++") for word in words]  # the record keeps what repeats this very job
     try:
         if sweeping:
-            print(f"job {settings.job.num}  {settings.job.override_dirname.replace('++', '')}", flush=True)
+            print(f"job {settings.job.num}  {' '.join(sys.argv[1:])}", flush=True)
             check(cfg)
             claim(cfg, directory)
         return _run(cfg, directory)

@@ -42,6 +42,8 @@ class WeightMethod(nn.Module):
     output: ClassVar[Callable | None] = None
     # Optional: () -> Factors, where the change is low rank; gives thin gradients.
     factors: ClassVar[Callable | None] = None
+    # Optional beside `factors`: (W) -> (out,), and weight(W) == diag(gain(W)) (W + scale * B @ A).
+    gain: ClassVar[Callable | None] = None
 
     def needs_output(self) -> bool:
         """True while only `output` is right: dropout on the input of the change is active."""

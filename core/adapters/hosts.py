@@ -95,6 +95,10 @@ class Op:
     def give(self, y: Tensor, part: Tensor) -> Tensor:
         return part if self.rows is None else self.rows.give(y, part, self.axis)
 
+    def spread(self, v: Tensor, out: int) -> Tensor:
+        """(out,) of the whole host from the site's own rows, 1 elsewhere."""
+        return v if self.rows is None else self.rows.give(v.new_ones(out), v, 0)
+
     def bias(self, b: Tensor | None, y_ndim: int) -> Tensor | None:
         """The bias of the site's rows, shaped to broadcast along `axis`."""
         if b is None:

@@ -160,6 +160,8 @@ class Slot(nn.Module):
         methods: list[WeightMethod] = [self.methods[part.method] for part, _ in acting]
         given = y is not None and all(m.output is not None for m in methods)
         low_rank = ops[0].linear and all(m.factors is not None for m in methods) and not torch.compiler.is_compiling()
+        alone = len(acting) == 1 and acting[0][1] == 1.0
+        low_rank = low_rank and (alone or all(m.gain is None for m in methods))
         by_output = any(m.needs_output() for m in methods) or (len(acting) == 1 and methods[0].order == "output")
         if given or (by_output and not low_rank):
             y = inner(x) if y is None else y
@@ -180,7 +182,12 @@ class Slot(nn.Module):
                 factors = [m.factors() for m in methods]
                 scales = [f.scale * w for f, (_, w) in zip(factors, acting, strict=True)]
                 drops = [f.dropout for f in factors]
-                return LowRank.apply(x, W, b, ops, scales, drops, dtype, *[t for f in factors for t in (f.A, f.B)])
+                tensors = [t for f in factors for t in (f.A, f.B)]
+                if methods[0].gain is None:
+                    return LowRank.apply(x, W, b, ops, scales, drops, dtype, *tensors)
+                y = LowRank.apply(x, W, None, ops, scales, drops, dtype, *tensors)
+                gain = ops[0].spread(methods[0].gain(ops[0].matrix(W).float()), y.shape[-1]).to(dtype)
+                return y * gain if b is None else torch.addcmul(b.to(dtype), y, gain)
             parameters = [p for m in methods for p in m.parameters()]
             return InWeightSpace.apply(x, b, lambda: self.matrix(W, acting), _whole(ops[0]), dtype, *parameters)
 

@@ -33,7 +33,7 @@ def recipe(which: str):
         "mini": Recipe("esm2_mini", steps=1500, lr=3e-3, warmup=50, crop=80),
         "small": Recipe(
             "esm2_small",
-            steps=3000,
+            steps=2200,
             lr=1.5e-3,
             warmup=200,
             conservation=1.0,

@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from core.adapters.base import WeightMethod, kaiming
+from core.adapters.base import Factors, WeightMethod, kaiming
 from core.adapters.dropout import dropped_down, quantised
 from core.adapters.methods.lora import refuses_dropout, refuses_rank
 
@@ -36,14 +36,19 @@ class DoRA(WeightMethod):
         square = square + 2 * ((W @ A.T) * B).sum(1) + ((B @ (A @ A.T)) * B).sum(1)
         return square.clamp_min(torch.finfo(W.dtype).tiny).sqrt()  # a row of zeros stays one
 
+    def gain(self, W):
+        return self.m / self.norm(W)
+
     def weight(self, W):
-        c = (self.m / self.norm(W))[:, None]
+        c = self.gain(W)[:, None]
         return (c * W).addmm_(c * self.B, self.A, alpha=self.scale)
 
+    def factors(self):
+        return Factors(self.A, self.B, self.scale, self.dropout if self.needs_output() else 0.0)
+
     def output(self, x, y, op, W, b):
-        c = self.m / self.norm(W)
         h = dropped_down(x, self.A, op, self.dropout) if self.needs_output() else op.down(x, self.A)
-        z = op.scale((y if b is None else y - b) + op.up(h, self.scale * self.B), c)
+        z = op.scale((y if b is None else y - b) + op.up(h, self.scale * self.B), self.gain(W))
         return z if b is None else z + b
 
     def needs_output(self):

@@ -82,23 +82,29 @@ def questions(which: str) -> tuple[str, tuple[int, ...], Callable[[int, int], Da
     return title, (20, 50), lambda seed, labelled: HeldOutStructure(folder, seed=seed, train=labelled)
 
 
-def compare(
+def compare(source: str, data: Callable[[int], Data], **options: Any) -> dict[str, Any]:
+    """Scores and paired differences, ready for JSON; arguments as of `measure`."""
+    return summary(*measure(source, data, **options))
+
+
+Measured = dict[str, tuple[list[np.ndarray], float | None]]
+
+
+def measure(
     source: str,
     data: Callable[[int], Data],
     *,
     seeds: int = 3,
     steps: int = 125,
     methods: tuple[str, ...] = tuple(METHODS),
-) -> dict[str, Any]:
-    """Scores and paired differences, ready for JSON: {"rows": [...], "differences": [...]}.
+) -> tuple[Measured, list[str]]:
+    """({row: (test scores of each seed, learning rate)}, group of each test protein).
 
     source   embedded name or folder of weights       data   seed -> data set, not yet set up
     """
-    from core.bench.stats import bootstrap, paired
     from domains.protein.tasks.residue import ResidueClassification
 
-    scores: dict[str, list[np.ndarray]] = {}
-    chosen: dict[str, list[float]] = {}
+    measured: Measured = {}
     for seed in range(seeds):
         rows = data(seed)
         rows.setup()
@@ -106,34 +112,38 @@ def compare(
         groups = [item["group"] for item in rows.items("test")]
         for name, found in task.baselines(rows).items():
             task.score(found)
-            scores.setdefault(name, []).append(np.array([row["score"] for row in found]))
+            measured.setdefault(name, ([], None))[0].append(np.array([row["score"] for row in found]))
         for name in methods:
             method, options, rates = METHODS[name]
             began, best = time.perf_counter(), (-1.0, None, 0.0)
-            for rate in rates if seed == 0 else chosen[name][:1]:
+            for rate in rates if seed == 0 else (measured[name][1],):
                 value, test = adapt(source, rows, task, method, options, rate, steps, seed, scratch=name == "scratch")
                 if value > best[0]:
                     best = (value, test, rate)
-            scores.setdefault(name, []).append(best[1])
-            chosen.setdefault(name, []).append(best[2])
+            measured.setdefault(name, ([], best[2]))[0].append(best[1])
             seconds = time.perf_counter() - began
             print(f"  seed {seed}  {name:8} {100 * best[1].mean():.1f}  lr {best[2]:g}  {seconds:.0f} s", flush=True)
-    mean = {name: np.mean(values, 0) for name, values in scores.items()}
-    out: dict[str, Any] = {
-        "test": len(groups),
-        "groups": len(set(groups)),
-        "seeds": seeds,
-        "rows": [],
-        "differences": [],
-    }
-    for name, values in mean.items():
-        row = {"name": name, "q3": float(values.mean()), "ci95": bootstrap(values, groups)}
-        out["rows"].append(row | {"seeds": [float(v.mean()) for v in scores[name]], "lr": chosen.get(name, [None])[0]})
-    for name in mean:
-        if "lora" in mean and name != "lora":
-            test = paired(mean["lora"], mean[name], groups)
-            out["differences"].append({"name": f"lora - {name}", **test._asdict()})
-    return out
+    return measured, groups
+
+
+def summary(measured: Measured, groups: list[str]) -> dict[str, Any]:
+    """{"rows": one per method with interval, "differences": LoRA minus each other row, paired by protein}."""
+    from core.bench.stats import bootstrap, paired
+
+    mean = {name: np.mean(scores, 0) for name, (scores, _) in measured.items()}
+    rows = [
+        {
+            "name": name,
+            "q3": float(mean[name].mean()),
+            "ci95": bootstrap(mean[name], groups),
+            "seeds": [float(values.mean()) for values in scores],
+            "lr": rate,
+        }
+        for name, (scores, rate) in measured.items()
+    ]
+    others = [name for name in mean if name != "lora" and "lora" in mean]
+    differences = [{"name": f"lora - {name}", **paired(mean["lora"], mean[name], groups)._asdict()} for name in others]
+    return {"test": len(groups), "groups": len(set(groups)), "rows": rows, "differences": differences}
 
 
 @one_gelu()

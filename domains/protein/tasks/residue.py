@@ -47,7 +47,7 @@ class ResidueClassification(Task):
 
     def check(self, data: Data, backbone: Backbone) -> None:
         reading.check_lengths(data, backbone)
-        problems, seen = [], {}
+        problems, seen, labelled = [], {}, set()
         for split, item in reading.every(data):
             where, label = f"{item['id']} ({split})", item.get("label")
             if not isinstance(label, str) or len(label) != len(item["sequence"]):
@@ -59,11 +59,12 @@ class ResidueClassification(Task):
                 problems.append(Problem(f"{where}: resolved", resolved[:20], f"{len(label)} characters 0 or 1"))
                 continue
             characters = set(self._label(item)) - {metrics.UNSCORED}
-            if not characters:
-                fix = "leave this protein out: a loss over no label is undefined"
-                problems.append(Problem(f"{where}: label", "no residue with a label", "at least one", fix))
+            labelled |= {split} if characters else set()
             for character in characters:
                 seen.setdefault(character, (split, where))
+        # One protein without a label is not scored (a crop may miss its resolved part); a whole split is a fault.
+        dark = [split for split in reading.SPLITS if data.items(split) and split not in labelled]
+        problems += [Problem(f"split {split}: label", "no residue with a label", "at least one") for split in dark]
         reading.refuse(problems)
         train = {c for item in data.items("train") for c in self._label(item)} - {metrics.UNSCORED}
         if self.classes is None:

@@ -3,12 +3,12 @@
 import json
 import sys
 
-import core  # noqa: F401
 import lightning as L
 import torch
 from lightning.pytorch.strategies import DDPStrategy
 from torch.utils.data import DataLoader, TensorDataset
 
+import core  # noqa: F401
 from core.adapters import attach, trainable
 from core.adapters.probe import pseudo_loss
 from tests.core.adapters import zoo

@@ -1,4 +1,4 @@
-"""Tiny random networks of four fields, with the roles of each. The mechanism is tested on them before their fields exist.
+"""Tiny random networks of four fields, with the roles of each: the mechanism is tested before their fields exist.
 
 `build(name) -> Subject`: model (seeded, eval), roles, example (args, kwargs), axes (role -> channel axis where needed).
 """
@@ -70,11 +70,13 @@ def hf_esm() -> Subject:
     from transformers import EsmConfig, EsmForMaskedLM
 
     config = EsmConfig(
-        vocab_size=33, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48, pad_token_id=1,
+        vocab_size=33, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48,
+        pad_token_id=1,
         mask_token_id=32, position_embedding_type="rotary", max_position_embeddings=64,
     )  # fmt: skip
     a = "esm.encoder.layer.*"
-    roles = encoder_roles(a, *(f"attention.self.{n}" for n in ("query", "key", "value")), "attention.output.dense") | {
+    projections = [f"attention.self.{n}" for n in ("query", "key", "value")]
+    roles = encoder_roles(a, *projections, "attention.output.dense") | {
         "attn": f"{a}.attention", "mlp.in": f"{a}.intermediate.dense", "mlp.out": f"{a}.output.dense",
         "mlp": f"{a}.output.dense", "block": a, "embed": "esm.embeddings.word_embeddings",
     }  # fmt: skip
@@ -174,7 +176,8 @@ def _timm(name: str, qkv: str = "attn.qkv", **options) -> Subject:
     model = timm.create_model(name, **settings)
     roles = {f"attn.{r}": f"blocks.*.{qkv}[{i}/3]" for i, r in enumerate("qkv")} | {
         "attn.out": "blocks.*.attn.proj", "attn": "blocks.*.attn", "mlp.in": "blocks.*.mlp.fc1",
-        "mlp.out": "blocks.*.mlp.fc2", "mlp": "blocks.*.mlp", "block": "blocks.*", "conv": "patch_embed.proj", "head": "head",
+        "mlp.out": "blocks.*.mlp.fc2", "mlp": "blocks.*.mlp", "block": "blocks.*", "conv": "patch_embed.proj",
+        "head": "head",
     }  # fmt: skip
     return Subject(model, roles, ((torch.randn(2, 3, 32, 32),), {}), mixable=("mlp.in", "mlp"))
 
@@ -240,9 +243,12 @@ def speecht5() -> Subject:
     from transformers import SpeechT5Config, SpeechT5ForTextToSpeech
 
     config = SpeechT5Config(
-        vocab_size=64, hidden_size=32, encoder_layers=2, encoder_attention_heads=4, encoder_ffn_dim=48, decoder_layers=2,
-        decoder_attention_heads=4, decoder_ffn_dim=48, speech_decoder_prenet_units=16, speech_decoder_postnet_units=16,
-        speaker_embedding_dim=8, num_mel_bins=8, max_speech_positions=64, max_text_positions=64, encoder_layerdrop=0.0,
+        vocab_size=64, hidden_size=32, encoder_layers=2, encoder_attention_heads=4, encoder_ffn_dim=48,
+        decoder_layers=2,
+        decoder_attention_heads=4, decoder_ffn_dim=48, speech_decoder_prenet_units=16,
+        speech_decoder_postnet_units=16,
+        speaker_embedding_dim=8, num_mel_bins=8, max_speech_positions=64, max_text_positions=64,
+        encoder_layerdrop=0.0,
         decoder_layerdrop=0.0, positional_dropout=0.0, speech_decoder_prenet_dropout=0.0,
     )  # fmt: skip
     model = SpeechT5ForTextToSpeech(config)
@@ -263,7 +269,8 @@ def wavlm() -> Subject:
     from transformers import WavLMConfig, WavLMModel
 
     config = WavLMConfig(
-        hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48, conv_dim=(8, 8), conv_stride=(5, 4),
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48, conv_dim=(8, 8),
+        conv_stride=(5, 4),
         conv_kernel=(10, 8), num_feat_extract_layers=2, num_conv_pos_embeddings=8, num_conv_pos_embedding_groups=2,
         layerdrop=0.0, apply_spec_augment=False, feat_extract_norm="group",
     )  # fmt: skip
@@ -271,7 +278,8 @@ def wavlm() -> Subject:
     a = "encoder.layers.*"
     roles = encoder_roles(a, *(f"attention.{r}_proj" for r in ("q", "k", "v", "out"))) | {
         "attn": f"{a}.attention", "mlp.in": f"{a}.feed_forward.intermediate_dense",
-        "mlp.out": f"{a}.feed_forward.output_dense", "mlp": f"{a}.feed_forward", "conv": named(model, nn.Conv1d, "feature_extractor"),
+        "mlp.out": f"{a}.feed_forward.output_dense", "mlp": f"{a}.feed_forward",
+        "conv": named(model, nn.Conv1d, "feature_extractor"),
     }  # fmt: skip
     return Subject(model, roles, ((torch.randn(2, 400),), {}))
 
@@ -294,9 +302,11 @@ def vits() -> Subject:
     from transformers import VitsConfig, VitsModel
 
     config = VitsConfig(
-        vocab_size=40, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, ffn_dim=24, flow_size=16, spectrogram_bins=9,
+        vocab_size=40, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, ffn_dim=24, flow_size=16,
+        spectrogram_bins=9,
         use_stochastic_duration_prediction=False, duration_predictor_filter_channels=16, upsample_initial_channel=16,
-        upsample_rates=[2, 2], upsample_kernel_sizes=[4, 4], resblock_kernel_sizes=[3], resblock_dilation_sizes=[[1, 3]],
+        upsample_rates=[2, 2], upsample_kernel_sizes=[4, 4], resblock_kernel_sizes=[3],
+        resblock_dilation_sizes=[[1, 3]],
         prior_encoder_num_flows=2, prior_encoder_num_wavenet_layers=2, posterior_encoder_num_wavenet_layers=2,
         wavenet_kernel_size=3, layerdrop=0.0, noise_scale=0.0,
     )  # fmt: skip
@@ -321,7 +331,7 @@ def hifigan() -> Subject:
             upsample_kernel_sizes=[4, 4],
             resblock_kernel_sizes=[3],
             resblock_dilation_sizes=[[1, 3]],
-        )  # fmt: skip
+        )
     )
     model.apply_weight_norm()
     up = named(model, nn.ConvTranspose1d)
@@ -359,14 +369,17 @@ class Encoder(nn.Module):
 def torch_encoder() -> Subject:
     a = "encoder.layers.*"
     roles = {f"attn.{r}": f"{a}.self_attn:in_proj_weight[{i}/3]" for i, r in enumerate("qkv")} | {
-        "attn.out": f"{a}.self_attn.out_proj", "mlp.in": f"{a}.linear1", "mlp.out": f"{a}.linear2", "mlp": f"{a}.linear2",
+        "attn.out": f"{a}.self_attn.out_proj", "mlp.in": f"{a}.linear1", "mlp.out": f"{a}.linear2",
+        "mlp": f"{a}.linear2",
     }  # fmt: skip
     return Subject(Encoder(), roles, ((torch.randn(2, 7, 32),), {}))
 
 
 NETWORKS: dict[str, tuple[Callable[[], Subject], str]] = {
-    "esm1b": (esm1b, "esm"), "esm2": (esm2, "esm"), "hf_esm": (hf_esm, "transformers"), "llama": (llama, "transformers"),
-    "gpt2": (gpt2, "transformers"), "gpt_neox": (gpt_neox, "transformers"), "t5": (t5, "transformers"), "vit": (vit, "timm"),
+    "esm1b": (esm1b, "esm"), "esm2": (esm2, "esm"), "hf_esm": (hf_esm, "transformers"),
+    "llama": (llama, "transformers"),
+    "gpt2": (gpt2, "transformers"), "gpt_neox": (gpt_neox, "transformers"), "t5": (t5, "transformers"),
+    "vit": (vit, "timm"),
     "beit": (beit, "timm"), "eva02": (eva02, "timm"), "resnet": (resnet, "timm"), "unet3d": (unet3d, "monai"),
     "swin_unetr": (swin_unetr, "monai"), "speecht5": (speecht5, "transformers"), "wavlm": (wavlm, "transformers"),
     "vits": (vits, "transformers"), "hifigan": (hifigan, "transformers"), "lstm": (lstm, "torch"),

@@ -74,26 +74,34 @@ class Gradients(Callback):
         self.step = module.step
 
 
+def rows():
+    sizes = [2] * 4 + [9] * 4
+    return [{"id": str(i), "x": np.full((n, 4), 0.1 * (i + 1), np.float32), "y": 1.0} for i, n in enumerate(sizes)]
+
+
 def test_an_accumulation_is_one_big_batch():
-    """4 items of 2 tokens and 4 of 9, as two batches of one step and as one batch: the same gradients, 44 tokens.
+    """4 items of 2 tokens and 4 of 9, as two batches of one step and as one batch: the same gradients, those of
+    the plain mean over 44 tokens.
 
     A mean of two means would weigh the short batch 4.5 times as much: the batch alone shows how far that is off."""
     found = []
     for size, accumulate, count in ((4, 2, 8), (8, 1, 8), (4, 1, 4)):
         module, data = built()
         module.model.net.drop.p = 0.0
-        data.splits["train"] = [
-            {"id": str(i), "x": np.full((n, 4), 0.1 * (i + 1), np.float32), "y": 1.0}
-            for i, n in enumerate([2] * 4 + [9] * 4)
-        ][:count]
+        data.splits["train"] = rows()[:count]
         watch = Gradients()
         fit(module, data, steps=1, accumulate=accumulate, batch_size=size, callbacks=[watch])
         found.append(watch)
     two, one, short = found
     assert two.step.items == one.step.items == 44 and two.step.examples == 8
     assert two.step.loss == pytest.approx(one.step.loss, rel=1e-6)
-    for key, expected in one.found.items():
+    module, _ = built()
+    module.model.net.drop.p = 0.0
+    total, count = module.train().losses(module.task.collate(rows(), None))
+    plain = torch.autograd.grad(total / count, list(module.tensors.values()))
+    for (key, expected), by_hand in zip(one.found.items(), plain, strict=True):
         assert torch.allclose(two.found[key], expected, rtol=1e-4, atol=1e-7), key
+        assert torch.allclose(by_hand, expected, rtol=1e-4, atol=1e-7), key
     assert not torch.allclose(short.found["head|weight"], one.found["head|weight"], rtol=1e-2)
 
 
