@@ -59,11 +59,18 @@ def test_backbones_and_their_roles(capsys):
     assert "attn.q" in out
 
 
-def test_doctor_finds_every_preset_sound(capsys, monkeypatch):
+def test_doctor_names_the_preset_that_is_not_sound(capsys, monkeypatch):
+    """That every preset is sound is test_config's question."""
     monkeypatch.setattr("core.doctor.OPTIONAL", {})  # their imports take half a minute
+    sound = [("protein", []), ("protein", ["adapter=dora"]), ("protein", ["data=csv"])]
+    monkeypatch.setattr("core.doctor.combinations", lambda: sound)
     code, out, err = atlas(capsys, "doctor")
     assert (code, err) == (0, "")
-    assert f"presets    {1 + sum(map(len, catalog.groups('protein').values()))} composed and checked" in out
+    assert "presets    3 composed and checked in" in out and ": sound" in out and "devices    cpu" in out
+    monkeypatch.setattr("core.doctor.combinations", lambda: [*sound, ("protein", ["optim.ler=1"])])
+    code, out, err = atlas(capsys, "doctor")
+    assert code == 2
+    assert "train optim.ler=1\n" in err and "did you mean `lr`?" in err
 
 
 def test_doctor_names_a_missing_package(capsys, monkeypatch):
