@@ -155,6 +155,17 @@ def test_intermediate_states_and_maps_keep_their_length():
     assert out["attentions"].shape[-2:] == (9, 9) and out["contacts"].shape == (3, 7, 7)
 
 
+def test_rotary_blocks_hold_the_prompt_at_position_zero():
+    """The same from the base alone: embeddings with the prompt in front, real tokens at positions 0, 1, ..."""
+    host, tokens = prompted("hf_esm"), ids()
+    mine, value = run(host, tokens), trainable(host.net)["tokens|value"]
+    with use(host.net, None), torch.no_grad():
+        x = torch.cat([value.expand(3, -1, -1), host.net.esm.embeddings(tokens, torch.ones_like(tokens))], 1)
+        positions = torch.cat([torch.zeros(4, dtype=torch.long), torch.arange(9)])[None]
+        hidden = host.net.esm(inputs_embeds=x, position_ids=positions).last_hidden_state[:, 4:]
+        assert relative(mine, host.net.lm_head(hidden)) <= 2e-6
+
+
 def test_labels_are_untouched():
     """The library's own loss on the logits of real tokens, none rewritten."""
     host, tokens = prompted("llama"), ids()
