@@ -24,28 +24,45 @@ SEPARATIONS, DIVISORS = (6, 12, 24), (1, 2, 5)
 
 
 class ContactHead(nn.Module):
-    """hidden (batch, tokens, channels) -> scores (batch, tokens, tokens), symmetric, from products and distances."""
+    """hidden (batch, tokens, channels), residues (batch, tokens) bool -> scores (batch, tokens, tokens), symmetric.
 
-    def __init__(self, width: int, features: int):
+    Products and distances of projected features, then two small convolutions: contacts come in stripes. Pairs with
+    padding are zero before each, so a protein's map does not depend on its batch."""
+
+    def __init__(self, width: int, features: int, channels: int, kernel: int):
         super().__init__()
-        self.project, self.score = nn.Linear(width, features), nn.Linear(2 * features, 1)
+        self.project, self.pair = nn.Linear(width, features), nn.Conv2d(2 * features, channels, 1)
+        self.stripe = nn.Conv2d(channels, channels, kernel, padding=kernel // 2)
+        self.score = nn.Conv2d(channels, 1, kernel, padding=kernel // 2)
+        nn.init.constant_(self.score.bias, -4.0)  # about one pair in fifty is a contact
 
-    def forward(self, hidden: Tensor) -> Tensor:
+    def forward(self, hidden: Tensor, residues: Tensor) -> Tensor:
         z = self.project(normed(hidden))
         a, b = z.unsqueeze(2), z.unsqueeze(1)
-        return self.score(torch.cat([a * b, (a - b).abs()], -1)).squeeze(-1)
+        pairs = torch.cat([a * b, (a - b).abs()], -1).permute(0, 3, 1, 2)
+        inside = (residues.unsqueeze(1) & residues.unsqueeze(2)).unsqueeze(1)
+        h = F.gelu(self.pair(pairs)) * inside
+        h = F.gelu(self.stripe(h)) * inside
+        score = self.score(h).squeeze(1)
+        return (score + score.transpose(1, 2)) / 2
 
 
 class Contacts(Task):
     """Headline: precision of the L/5 most probable pairs at least `separation` residues apart, mean over proteins.
 
     separation   of the headline, and the least that is trained on
-    features     width of the projection that pairs are made from
+    features     width of the projection that pairs are made from; channels, kernel: of the convolutions over pairs
     """
 
-    def __init__(self, separation: Literal[6, 12, 24] = 6, features: int = 32):
+    def __init__(
+        self,
+        separation: Literal[6, 12, 24] = 6,
+        features: int = 24,
+        channels: int = 16,
+        kernel: Literal[1, 3, 5, 7, 9] = 7,
+    ):
         super().__init__()
-        self.separation, self.features = separation, features
+        self.separation, self.features, self.channels, self.kernel = separation, features, channels, kernel
         self.metric = _name(5, separation)
 
     def check(self, data: Data, backbone: Backbone) -> None:
@@ -60,7 +77,7 @@ class Contacts(Task):
         reading.refuse(problems)
 
     def head(self, backbone: Backbone) -> nn.Module:
-        return ContactHead(backbone.width, self.features)
+        return ContactHead(backbone.width, self.features, self.channels, self.kernel)
 
     def collate(self, items: list[dict[str, Any]], tokenizer: Any) -> dict[str, Any]:
         """`targets` (batch, tokens, tokens) fp32 0 or 1; `pairs` bool, True at residue pairs far enough apart."""
@@ -80,12 +97,12 @@ class Contacts(Task):
 
     def loss(self, output: Output, batch: dict[str, Any], head: nn.Module | None) -> tuple[Tensor, Tensor]:
         pairs = batch["pairs"]
-        score = head(output.hidden)
+        score = head(output.hidden, output.mask)
         total = F.binary_cross_entropy_with_logits(score, batch["targets"], weight=pairs.float(), reduction="sum")
         return total, pairs.sum()
 
     def predict(self, output: Output, batch: dict[str, Any], head: nn.Module | None):
-        probability, inside = head(output.hidden).sigmoid().cpu(), batch["residues"].cpu()
+        probability, inside = head(output.hidden, output.mask).sigmoid().cpu(), batch["residues"].cpu()
         for row, name in enumerate(batch["ids"]):
             at = inside[row]
             truth = batch["targets"][row].cpu()[at][:, at].triu(1).nonzero().tolist() if "targets" in batch else None

@@ -28,19 +28,19 @@ def item(identity, sequence, label=None, **more):
 
 
 def learn(task, data, backbone, steps=60, lr=0.05):
-    """The head (or, without one, the whole network) by plain Adam; prediction rows on the test split."""
+    """The head on frozen features by plain Adam; prediction rows on the test split."""
     task.check(data, backbone)
     head = task.head(backbone)
-    parameters = list(head.parameters() if head is not None else backbone.net.parameters())
-    optimizer = torch.optim.Adam(parameters, lr)
+    optimizer = torch.optim.Adam(head.parameters(), lr)
     batch = task.collate(list(data.items("train")), backbone.tokenizer)
+    with torch.no_grad():
+        features = backbone(batch)
     for _ in range(steps):
-        total, count = task.loss(backbone(batch), batch, head)
+        total, count = task.loss(features, batch, head)
         optimizer.zero_grad()
         (total / count).backward()
         optimizer.step()
-    if head is not None:
-        head.eval()
+    head.eval()
     batch = task.collate(list(data.items("test")), backbone.tokenizer)
     with torch.no_grad():
         rows = list(task.predict(backbone(batch), batch, head))
@@ -91,6 +91,9 @@ def test_unresolved_and_unknown_residues_count_nowhere():
     found = task.score(rows)
     assert found["q3"].value == 0.75 and found["q3_residue"].value == pytest.approx(2 / 3)  # proteins, residues
     assert [row["score"] for row in rows] == [1.0, 0.5]
+    dark = {"id": "c", "group": "c", "truth": "--", "prediction": "HH"}
+    assert task.score([*rows, dark])["q3"]._replace(ci95=None) == found["q3"]._replace(ci95=None)
+    assert dark["score"] is None  # one protein without a label has no share in anything
 
 
 def test_balanced_weights_make_classes_equal():
@@ -105,12 +108,11 @@ def test_residue_faults_are_listed_together():
     bad = [
         item("short", "MKV", "HH"),
         item("none", "MKV"),
-        item("dark", "MKV", "---"),
         item("flag", "MK", "HH", resolved="2"),
     ]
     with pytest.raises(DataError) as found:
-        ResidueClassification(classes="HEC").check(Rows(bad, [], []), backbone)
-    assert [p.where.split()[0] for p in found.value.problems] == ["short", "none", "dark", "flag"]
+        ResidueClassification(classes="HEC").check(Rows(bad, [item("dark", "MKV", "---")], []), backbone)
+    assert [p.where.split()[0] for p in found.value.problems] == ["short", "none", "flag", "split", "split"]
     with pytest.raises(DataError, match="classes HEC"):
         ResidueClassification(classes="HEC").check(Rows([item("p", "MKV", "HHZ")]), backbone)
 
@@ -332,14 +334,20 @@ def test_contacts_learn_symmetric_maps():
         i, j = rng.integers(0, 8), rng.integers(14, 24)
         text[i], text[j] = "K", "E"
         rows.append(item(f"p{n}", "".join(text), contacts=[[int(j), int(i)]]))
-    task = Contacts(separation=6)
+    task = Contacts(separation=6, kernel=3)
     data = Rows(rows)
-    found = learn(task, data, ESM2(pretrained=False, width=64), steps=200, lr=0.02)
+    found = learn(task, data, ESM2(pretrained=False, width=64), steps=80, lr=0.02)
     assert all([r["truth"][0]] == [sorted(x["contacts"][0])] for r, x in zip(found, rows, strict=True))
     assert all(row["prediction"][0][:2] == row["truth"][0] for row in found)  # the true pair comes first
     scores = task.score(found)
     assert scores["P@L/5 (6+)"].value == pytest.approx(1 / 4)  # one contact, L/5 = 4 pairs
     assert len(scores) == 9
+    head, backbone = task.head(ESM2(pretrained=False)).eval(), ESM2(pretrained=False).eval()
+    both, alone = backbone.tokenizer(["MKVLAWYDEQ", "MKWDE"]), backbone.tokenizer(["MKWDE"])
+    with torch.no_grad():
+        a = head(backbone(both).hidden, both["residues"])[1, :7, :7]
+        b = head(backbone(alone).hidden, alone["residues"])[0]
+    assert torch.allclose(a, b, atol=1e-5) and torch.allclose(b, b.T)
     with pytest.raises(DataError, match="outside the protein"):
         task.check(Rows([item("a", "MKV", contacts=[[0, 3]])]), ESM2(pretrained=False))
 
