@@ -13,13 +13,18 @@ def told(verdict: str, against: str) -> str:
     return f"{verdict} {'with' if verdict == 'tied' else 'than'} {against}"
 
 
+def listed(names: list[str]) -> str:
+    """`a`, `a and b`, `a, b and c`"""
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+
+
 def answer(rows: list[Cell]) -> str:
     """`lora leads with q3 0.636 [0.616, 0.656]: better than probe, tied with full, at 0.53x its saved bytes.`"""
     methods = [cell for cell in rows if not cell.anchor and cell.value is not None]
     if not methods:
         known = [cell for cell in rows if cell.value is not None]
-        listed = ", ".join(f"{cell.label} {numerals.score(cell.value)}" for cell in known)
-        return f"No adapter to compare yet. {known[0].metric}: {listed}." if known else "Nothing scored yet."
+        scores = ", ".join(f"{cell.label} {numerals.score(cell.value)}" for cell in known)
+        return f"No adapter to compare yet. {known[0].metric}: {scores}." if known else "Nothing scored yet."
     best = methods[0]
     words = [told(best.verdicts[key], cells.ANCHORS[key]) for key in (PROBE, FULL) if best.verdicts.get(key) in TESTED]
     sentence = f"{best.label} leads with {best.metric} {numerals.score(best.value)} {numerals.interval(best.ci95)}"
@@ -46,7 +51,7 @@ def notes(rows: list[Cell], lost: list[Missing], chosen) -> list[str]:
         cells.judge([(cell, best) for cell in others], ["best"] * len(others))
         tied = [cell.label for cell in others if cell.verdicts["best"] == "tied"]
         if tied:
-            lines.append(f"No difference seen between {best.label} and {', '.join(tied)}.")
+            lines.append(f"No difference seen between {best.label} and {listed(tied)}.")
     there = {cell.method: cell for cell in rows if cell.runs}
     missing = [name for key, name in cells.ANCHORS.items() if key not in there and key != SCRATCH]
     if missing:
@@ -60,10 +65,9 @@ def notes(rows: list[Cell], lost: list[Missing], chosen) -> list[str]:
     if probe and full and full.verdicts.get(PROBE) in ("tied", "worse"):
         verdict = told(full.verdicts[PROBE], "the probe")
         lines.append(f"Full fine-tuning is {verdict} here: there is no gap for an adapter to close.")
-    baselines = [cell for cell in rows if not cell.runs and cell.verdicts.get(PROBE) == "better"]
-    if baselines:
-        names = ", ".join(cell.label.replace("_", " ") for cell in baselines)
-        lines.append(f"The probe is worse than {names}, which needs no network.")
+    beaten = [cell.label.replace("_", " ") for cell in rows if not cell.runs and cell.verdicts.get(PROBE) == "better"]
+    if beaten:
+        lines.append(f"Better than the probe, without any training of the network: {', '.join(beaten)}.")
     one = [cell.label for cell in rows if len(cell.runs) == 1]
     if one:
         lines.append(f"One seed only: {', '.join(one)}.")

@@ -119,11 +119,11 @@ def _data(record: Record) -> str:
 
 def _title(record: Record) -> str:
     data = f"synthetic data {record.data}" if record.data_kind == "twin" else record.data
-    return f"{record.method} on {record.backbone}: {record.task}, {data}"
+    return f"{ANCHORS.get(record.method, record.method)} on {record.backbone}: {record.task}, {data}"
 
 
 def _headline(record: Record, us: Cell | None, others: list[Cell]) -> str:
-    name = record.method or "the run"
+    name = ANCHORS.get(record.method, record.method or "the run")
     if record.status != "done":
         seen = {"failed": "failed", "interrupted": "was interrupted", "running": "is still running, or was killed"}
         step = f" after {record.steps:,} steps" if record.steps else ""
@@ -134,13 +134,14 @@ def _headline(record: Record, us: Cell | None, others: list[Cell]) -> str:
             return f"{name} on {record.backbone}: finished, not scored"
         return f"{name} reaches {record.primary.name} {_value(line)} on {record.primary.split}"
     line = record.headline()
-    words = []
+    told: dict[str, list[str]] = {}
     for cell in others:
         verdict = us.verdicts[cell.label]
         if verdict in ("worse", "tied") or (
             verdict == "better" and cell.runs
         ):  # beating a baseline goes without saying
-            words.append(answers.told(verdict, cell.label.replace("_", " ")))
+            told.setdefault(verdict, []).append(cell.label.replace("_", " "))
+    words = [answers.told(verdict, answers.listed(names)) for verdict, names in told.items()]
     sentence = f"{name} reaches {record.primary.name} {_value(line)}"
     return sentence + (": " + ", ".join(words) if words else "")
 

@@ -240,7 +240,13 @@ def _room(labels: Sequence[str]) -> float:
     return 0.25 + 0.085 * max(map(len, labels))
 
 
-_STYLE = {"font.family": "DejaVu Sans", "font.size": 10, "axes.labelcolor": INK, "text.color": INK}
+_STYLE = {
+    "font.family": "DejaVu Sans",
+    "axes.unicode_minus": False,
+    "font.size": 10,
+    "axes.labelcolor": INK,
+    "text.color": INK,
+}
 
 
 def _number_ticks(axis, *, log: bool) -> None:

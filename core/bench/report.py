@@ -165,7 +165,7 @@ def _legend(rows: list[Cell], columns: dict, higher: bool) -> str:
     """What holds for the whole table: items, tuning, how memory was measured, on what machine."""
     records = [run.record for cell in rows for run in cell.runs]
     items, budgets = _items(rows), _budgets(rows)
-    facts = ["" if higher else "Lower is better"]
+    facts = ["" if higher else "lower is better"]
     facts.append(f"{numerals.count(next(iter(items)))} test items" if len(items) == 1 and None not in items else "")
     facts.append(f"{next(iter(budgets))} learning-rate trials per method" if len(budgets) == 1 and any(budgets) else "")
     facts.append("gap closed: 0 % is the probe, 100 % is full" if "gap closed" in columns else "")
@@ -173,7 +173,7 @@ def _legend(rows: list[Cell], columns: dict, higher: bool) -> str:
         f"peak memory: {kind}" for kind in sorted({record.memory_kind for record in records if record.memory_kind})
     ]
     facts += sorted({record.hardware for record in records if record.hardware})
-    return ". ".join(fact for fact in facts if fact) + "."
+    return "; ".join(fact for fact in facts if fact)
 
 
 def _told(cell: Cell, key: str) -> str:
