@@ -53,6 +53,10 @@ class VariantEffect(Task):
 
         `query` (queries, 5) int64: item, row, token index, token whose log p adds, token whose subtracts (-1: none)
         """
+        if self.how != "pseudo_perplexity":  # new input for a finished run has not met `check`
+            allowed = "a wild type of the same length"
+            lacking = [item for item in items if len(item.get("wildtype") or "") != len(item["sequence"])]
+            reading.refuse([Problem(f"{i['id']}: wildtype", repr(i.get("wildtype"))[:40], allowed) for i in lacking])
         rows: dict[tuple[str, int | None], int] = {}
         asked: list[tuple[int, int, int, int, int]] = []  # item, row, residue, plus, minus
         for number, item in enumerate(items):
