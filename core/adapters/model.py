@@ -146,8 +146,8 @@ def _begin(model, net, state: State, roles, example) -> None:
     """Freeze the base and register the state. Frozen norms with running statistics go to eval."""
     state.requires_grad_before = {key: p.requires_grad for key, p in model.named_parameters()}
     state.roles, state.batch_axis = roles, dict(getattr(model, "batch_axis", {}))
-    if not callable(example):
-        state.example = example
+    if not hasattr(model, "example"):  # a plain module cannot be asked again
+        state.example = example() if callable(example) else example
     for p in model.parameters():
         p.requires_grad_(False)
     for module in net.modules():

@@ -79,6 +79,9 @@ def resolve(net: nn.Module, roles: Mapping[str, str | list[str]], targets: Itera
         sites += found
         if not found and not problems:
             problems.append(_no_match(net, role, patterns))
+    keys = [site.key for site in dict.fromkeys(sites)]
+    for key in sorted({key for key in keys if keys.count(key) > 1}):
+        problems.append(Problem(key, "two row ranges", "one per role", "give each range a role of its own"))
     if problems:
         raise ConfigError(problems=problems)
     order = {path: i for i, (path, _) in enumerate(net.named_modules())}
