@@ -45,6 +45,10 @@ class WeightMethod(nn.Module):
     # Optional beside `factors`: (W) -> (out,), and weight(W) == diag(gain(W)) (W + scale * B @ A).
     gain: ClassVar[Callable | None] = None
 
+    def into(self, x: Tensor) -> Tensor | None:
+        """x' (..., in) with W x' == weight(W) x, where the change acts on the input alone; else None."""
+        return None
+
     def needs_output(self) -> bool:
         """True while only `output` is right: dropout on the input of the change is active."""
         return False

@@ -7,6 +7,7 @@ r):
     low rank, N > 2 o i / (o + i)   merged     W' = W + s B A once, thin gradients, W' rebuilt in backward
     low rank, fewer tokens          factored   W x, then s B (A x) added in place
     low rank with dropout           factored   W x, then s B (A dropout(x)); the mask is kept, a byte per element
+    low rank with a gain (DoRA)     as above, then each output times its gain; keeps x and the product
     any other change                weight     W' once, dense dW' pulled back through `weight`; saves x alone
     any other change with dropout   output     the method's own output form
 

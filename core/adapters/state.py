@@ -127,8 +127,7 @@ class Slot(nn.Module):
     def matrix(self, W: Tensor, acting: list[tuple[Part, float]]) -> Tensor:
         """The host's full matrix with every acting change in place: W + sum_i w_i (f_i(W) - W), fp32."""
         first = acting[0][0].op
-        full = first.full(W)
-        full = full if full.dtype == torch.float64 else full.float()
+        full = _exact(first.full(W))
         if len(acting) == 1 and acting[0][1] == 1.0:
             part = acting[0][0]
             M = self.methods[part.method].weight(full if part.op.rows is None else part.op.rows.take(full, 0))
@@ -158,10 +157,14 @@ class Slot(nn.Module):
         b = getattr(host, "bias", None)
         ops = [part.op for part, _ in acting]
         methods: list[WeightMethod] = [self.methods[part.method] for part, _ in acting]
-        given = y is not None and all(m.output is not None for m in methods)
-        low_rank = ops[0].linear and all(m.factors is not None for m in methods) and not torch.compiler.is_compiling()
         alone = len(acting) == 1 and acting[0][1] == 1.0
-        low_rank = low_rank and (alone or all(m.gain is None for m in methods))
+        if alone and y is None and ops[0].linear and ops[0].rows is None:
+            scaled = methods[0].into(x)
+            if scaled is not None:
+                return inner(scaled.to(x.dtype))
+        given = y is not None and all(m.output is not None for m in methods)
+        low_rank = ops[0].linear and all(m.factors is not None and (alone or m.gain is None) for m in methods)
+        low_rank = low_rank and not torch.compiler.is_compiling()  # our own function would break the graph
         by_output = any(m.needs_output() for m in methods) or (len(acting) == 1 and methods[0].order == "output")
         if given or (by_output and not low_rank):
             y = inner(x) if y is None else y
@@ -179,15 +182,7 @@ class Slot(nn.Module):
             return y if b is None else y + whole.bias(b, y.ndim).to(y.dtype)
         with without_autocast(x):
             if low_rank:
-                factors = [m.factors() for m in methods]
-                scales = [f.scale * w for f, (_, w) in zip(factors, acting, strict=True)]
-                drops = [f.dropout for f in factors]
-                tensors = [t for f in factors for t in (f.A, f.B)]
-                if methods[0].gain is None:
-                    return LowRank.apply(x, W, b, ops, scales, drops, dtype, *tensors)
-                y = LowRank.apply(x, W, None, ops, scales, drops, dtype, *tensors)
-                gain = ops[0].spread(methods[0].gain(ops[0].matrix(W).float()), y.shape[-1]).to(dtype)
-                return y * gain if b is None else torch.addcmul(b.to(dtype), y, gain)
+                return _low_rank(x, W, b, ops, methods, [w for _, w in acting], dtype)
             parameters = [p for m in methods for p in m.parameters()]
             return InWeightSpace.apply(x, b, lambda: self.matrix(W, acting), _whole(ops[0]), dtype, *parameters)
 
@@ -230,6 +225,23 @@ class Slot(nn.Module):
                 new = _in_fp32(self.methods[part.method], start, x)
                 h = new if len(acting) == 1 and weight == 1.0 else h + weight * (new - start)
         return h if container is None else type(container)((h, *container[1:]))
+
+
+def _low_rank(x: Tensor, W: Tensor, b: Tensor | None, ops: list[Op], methods, weights: list[float], dtype) -> Tensor:
+    factors = [m.factors() for m in methods]
+    scales = [f.scale * w for f, w in zip(factors, weights, strict=True)]
+    drops = [f.dropout for f in factors]
+    tensors = [t for f in factors for t in (f.A, f.B)]
+    if methods[0].gain is None:
+        return LowRank.apply(x, W, b, ops, scales, drops, dtype, *tensors)
+    y = LowRank.apply(x, W, None, ops, scales, drops, dtype, *tensors)
+    gain = ops[0].spread(methods[0].gain(_exact(ops[0].matrix(W))), y.shape[-1]).to(dtype)
+    return y * gain if b is None else torch.addcmul(b.to(dtype), y, gain)
+
+
+def _exact(M: Tensor) -> Tensor:
+    """At least fp32: what a method's `weight` gets."""
+    return M if M.dtype == torch.float64 else M.float()
 
 
 def _whole(op: Op) -> Op:

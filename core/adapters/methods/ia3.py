@@ -26,6 +26,9 @@ class IA3(WeightMethod):
     def weight(self, W):
         return W * (self.l[:, None] if self.side == "out" else self.l)
 
+    def into(self, x):
+        return x * self.l if self.side == "in" else None
+
     def output(self, x, y, op, W, b):
         if self.side == "in":
             z = op.apply(x, self.weight(W))

@@ -99,6 +99,31 @@ def test_the_input_gradient_is_the_definitions(variant, host, path):
     assert relative(ours, theirs) <= 1e-5
 
 
+@pytest.mark.parametrize("tokens", [3, 40])  # factored, merged
+@pytest.mark.parametrize("host", [h for h in HOSTS if h.build()[1].linear], ids=str)
+@pytest.mark.parametrize(
+    ("variant", "dropout"), [(v, 0.0) for v in VARIANTS] + [(v, 0.25) for v in VARIANTS if "dropout" in v.full], ids=str
+)
+def test_the_call_path_in_double(variant, host, tokens, dropout):
+    """Its own backward against finite differences."""
+    model, method, op, _ = adapted(host, variant, "call", torch.float64, **({"dropout": dropout} if dropout else {}))
+    model.train()
+    if variant.name == "dora":  # its norm is a constant by definition; finite differences would see it move
+        norm = method.norm(op.matrix(model.layer.weight))
+        method.norm = lambda W: norm
+    parameters = dict(method.named_parameters())
+
+    def function(x, *tensors):
+        torch.manual_seed(2)  # the same mask each time
+        for (name, _), tensor in zip(parameters.items(), tensors, strict=True):
+            method._parameters[name] = tensor
+        return model(x)
+
+    x = torch.randn(tokens, 6, dtype=torch.float64, requires_grad=True)
+    leaves = [p.detach().clone().requires_grad_() for p in parameters.values()]
+    assert torch.autograd.gradcheck(function, (x, *leaves), fast_mode=True)
+
+
 @pytest.mark.parametrize("path", ["call", "weight"])
 @pytest.mark.parametrize("host", HOSTS, ids=str)
 @pytest.mark.parametrize("variant", VARIANTS, ids=str)

@@ -98,6 +98,17 @@ def test_output_gradients_in_double(variant, host):
     assert torch.autograd.gradcheck(function, inputs, fast_mode=True)
 
 
+@pytest.mark.parametrize("host", [h for h in HOSTS if h.build()[1].linear], ids=str)
+@pytest.mark.parametrize("variant", VARIANTS, ids=str)
+def test_a_scaled_input_is_the_weight_form(variant, host):
+    layer, op, x = host.build()
+    method = shaken(variant.on(op.matrix(layer.weight)))
+    scaled = method.into(x)
+    if scaled is not None:
+        M = op.matrix(layer.weight)
+        assert relative(op.down(scaled, M), op.down(x, method.weight(M))) <= 1e-6
+
+
 class _Output(torch.nn.Module):
     def __init__(self, method, op, layer):
         super().__init__()
