@@ -1,8 +1,6 @@
 """A comparison's order of work: what is tried, what is chosen, what is run again and what is not. The training itself
 is replaced by one that scores instantly: which cells run, with which config, is the subject here."""
 
-import json
-
 import pytest
 
 from core import compose
@@ -120,16 +118,17 @@ def test_lower_may_be_better_and_seeds_may_share_the_choice(tmp_path):
 
 
 def test_every_cell_sees_the_same_rows_and_presets_act(tmp_path):
-    overrides = [*OVERRIDES, "sweep.methods=[lora,scratch]"]
+    """`seed=5` is the seed of the rows; the seeds of the sweep are those of training."""
     seen = {}
 
     class Look(Training):
         def __call__(self, cfg, directory):
-            seen[cfg.choices.adapter, cfg.seed] = (json.dumps(dict(cfg.data), default=str), cfg.backbone.pretrained)
+            seen[cfg.choices.adapter, cfg.seed] = (cfg.data.seed, cfg.backbone.pretrained)
             return super().__call__(cfg, directory)
 
-    compare.run(compose.compose("protein", overrides), tmp_path, overrides=overrides, fit=Look())
-    assert len({data for data, _ in seen.values()}) == 1 and ("lora", 1) in seen
+    start(tmp_path, Look(), "sweep.methods=[lora,scratch]", "seed=5")
+    rows, all_seeds = {5}, {(m, s) for m in ("lora", "scratch") for s in (0, 1)}
+    assert set(seen) == all_seeds and {seed for seed, _ in seen.values()} == rows
     assert seen["scratch", 0][1] is False and seen["lora", 0][1] is True
 
 
