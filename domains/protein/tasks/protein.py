@@ -72,7 +72,7 @@ class ProteinClassification(Task):
     def collate(self, items: list[dict[str, Any]], tokenizer: Any) -> dict[str, Any]:
         """`targets` (batch,) int64 where the items have labels; `sites` (batch, tokens) bool."""
         items, batch = reading.read(items, tokenizer)
-        batch["sites"] = at_sites(batch["residues"], [item.get("sites") or [] for item in items])
+        batch["sites"] = marks(items, batch["residues"], self.pool)
         if all(item.get("label") is not None for item in items):
             batch["targets"] = torch.tensor([self.classes.index(name(item["label"])) for item in items])
         return batch
@@ -139,6 +139,17 @@ class ProteinClassification(Task):
 def name(label: Any) -> str:
     """A class name as text; 1.0 and 1 are the same class."""
     return str(int(label)) if isinstance(label, float) and label.is_integer() else str(label)
+
+
+def marks(items: list[dict[str, Any]], residues: Tensor, pool: Pool) -> Tensor:
+    """(batch, tokens) bool, True at mutated sites. DataError where the pool needs them and an item does not say; an
+    empty list is an answer: the wild type, pooled whole."""
+    silent = [item for item in items if item.get("sites") is None] if pool == "sites" else []
+    fix = "a table of variants as in training, or task.pool=mean"
+    reading.refuse(
+        [Problem(f"{item['id']}: sites", "none", "mutated positions, for pool=sites", fix) for item in silent]
+    )
+    return at_sites(residues, [item.get("sites") or [] for item in items])
 
 
 def check_pool(pool: Pool, data: Data, backbone: Backbone) -> None:

@@ -17,8 +17,8 @@ from core.contracts import Backbone, Data, Metric, Output, Task
 from core.errors import DataError, Problem
 from domains.protein import metrics
 from domains.protein.tasks import reading
-from domains.protein.tasks.heads import ProteinHead, at_sites
-from domains.protein.tasks.protein import check_pool
+from domains.protein.tasks.heads import ProteinHead
+from domains.protein.tasks.protein import check_pool, marks
 
 
 class Regression(Task):
@@ -65,7 +65,7 @@ class Regression(Task):
     def collate(self, items: list[dict[str, Any]], tokenizer: Any) -> dict[str, Any]:
         """`targets` (batch,) fp32 in the label's unit where the items have labels; `sites` (batch, tokens) bool."""
         items, batch = reading.read(items, tokenizer)
-        batch["sites"] = at_sites(batch["residues"], [item.get("sites") or [] for item in items])
+        batch["sites"] = marks(items, batch["residues"], self.pool)
         if all(item.get("label") is not None for item in items):
             batch["targets"] = torch.tensor([float(item["label"]) for item in items])
         return batch

@@ -180,6 +180,8 @@ def test_pools_that_have_no_meaning_are_refused():
         Regression(pool="cls").check(rows, ProteinT5(pretrained=False))
     with pytest.raises(ConfigError, match="no mutated sites"):
         Regression(pool="sites").check(rows, ESM2(pretrained=False))
+    with pytest.raises(DataError, match="new: sites"):  # at prediction, too: never pooled differently in silence
+        Regression(pool="sites").collate([{"id": "new", "sequence": "MKV"}], ESM2(pretrained=False).tokenizer)
 
 
 # ---------------------------------------------------------------------- regression
