@@ -68,27 +68,45 @@ def test_unscored_residues_are_not_trained_on():
     """Labels of unresolved residues may be garbage: with and without them the predictions are the same."""
     data = Twin(train=10, val=4, test=6)
     data.setup()
-    hidden = lambda item: "".join("-" if i % 3 == 0 else c for i, c in enumerate(item["label"]))  # noqa: E731
+
+    def hidden(item):
+        return "".join("-" if i % 3 == 0 else c for i, c in enumerate(item["label"]))
+
     rows = baselines.residues(data, hidden)["one_hot_window"]
     for split in ("train", "val"):
         for item in data.items(split):
             item["label"] = "".join("E" if i % 3 == 0 else c for i, c in enumerate(item["label"]))
     again = baselines.residues(data, hidden)["one_hot_window"]
     assert [r["prediction"] for r in rows] == [r["prediction"] for r in again]
+    assert set("".join(r["prediction"] for r in rows)) <= set("HEC")  # "-" is no class
 
 
 def test_class_baselines_give_probabilities_in_the_order_of_the_names():
     rng = np.random.default_rng(0)
-    make_item = lambda i: {  # noqa: E731
-        "id": str(i), "group": str(i), "label": "yx"[i % 2],
-        "sequence": "".join(rng.choice(list("KR" if i % 2 else "DE"), 12)) + "G" * (i % 5),
-    }  # fmt: skip
+
+    def make_item(i):
+        sequence = "".join(rng.choice(list("KR" if i % 2 else "DE"), 12)) + "G" * (i % 5)
+        return {"id": str(i), "group": str(i), "label": "yx"[i % 2], "sequence": sequence}
+
     items = [make_item(i) for i in range(60)]
     data = Rows(train=items[:40], val=items[40:50], test=items[50:])
     found = baselines.classes(data, ["x", "y"], str)
     assert set(found) == {"prior", "kmer_logistic"}  # lengths differ: no one-hot
     assert all(np.allclose(table.sum(1), 1) and table.shape == (10, 2) for table in found.values())
     assert [["x", "y"][k] for k in found["kmer_logistic"].argmax(1)] == [item["label"] for item in items[50:]]
+
+
+def test_one_mutation_each_has_no_edit_distance_but_keeps_a_ridge_that_cannot_rank():
+    """Positions that train never saw changed: one-hot ridge is constant, a finding; one distance for all is none."""
+
+    def variant(p, c):
+        changed = mutate(WILD, {p: c})
+        return {"id": f"{p}{c}", "label": float(ord(c) + p), "wildtype": WILD, "sequence": changed}
+
+    parts = {"train": (0, 1), "val": (2,), "test": (8, 9)}
+    data = Rows(**{split: [variant(p, c) for p in places for c in "FHW"] for split, places in parts.items()})
+    found = baselines.values(data)
+    assert "edit_distance" not in found and "blosum62" in found and np.ptp(found["one_hot_ridge"]) == 0
 
 
 def test_baselines_do_without_a_validation_split():

@@ -54,6 +54,22 @@ def test_structure_labels_follow_the_words():
     assert all(p["structure"][0] in "HE" and len(p["structure"]) >= 16 for p in proteins)
 
 
+def test_switch_words_take_their_state_from_the_word_before():
+    """Without drift a word is known by its profile: switches occur as H and as E, all other words as one state."""
+    world, states = World(0), {}
+    rng = world.rng("held")
+    for _ in range(300):
+        last = "C"
+        for profile, state in world.family(rng, drift=0.0)[1]:
+            word = next(i for i, (_, own) in enumerate(world.words) if np.array_equal(own, profile))
+            states.setdefault(word, set()).add(state)
+            if word in world.switches:
+                assert state == ("E" if last == "H" else "H")
+            last = last if state == "C" else state
+    assert {word for word, seen in states.items() if seen == {"H", "E"}} == world.switches and len(world.switches) == 6
+    assert all(seen == {world.states[word]} for word, seen in states.items() if word not in world.switches)
+
+
 def test_members_of_a_family_are_alike_and_families_are_not():
     from domains.protein.data.identity import aligned_identity
 
