@@ -163,7 +163,7 @@ def test_no_kept_training_sequence_is_close_to_a_test_sequence():
 
     search = homologs.References(corpus.references(folder))
     train = sorted({r["sequence"] for rows in tables.values() for r in rows if r["split"] == "train"})
-    sample = [train[i] for i in np.random.default_rng(0).choice(len(train), 500, replace=False)]
+    sample = [train[i] for i in np.random.default_rng(0).choice(len(train), 200, replace=False)]
     close = [s for s in train if closest(s) > 0.3]
     assert close, "the real tables do hold close relatives, or this test shows nothing"
     assert all(search.related(s) >= 0 for s in close)
