@@ -90,10 +90,10 @@ def test_class_baselines_give_probabilities_in_the_order_of_the_names():
 
     items = [make_item(i) for i in range(60)]
     data = Rows(train=items[:40], val=items[40:50], test=items[50:])
-    found = baselines.classes(data, ["x", "y"], str)
+    found = baselines.classes(data, ["y", "x"], str)
     assert set(found) == {"prior", "kmer_logistic"}  # lengths differ: no one-hot
     assert all(np.allclose(table.sum(1), 1) and table.shape == (10, 2) for table in found.values())
-    assert [["x", "y"][k] for k in found["kmer_logistic"].argmax(1)] == [item["label"] for item in items[50:]]
+    assert [["y", "x"][k] for k in found["kmer_logistic"].argmax(1)] == [item["label"] for item in items[50:]]
 
 
 def test_one_mutation_each_has_no_edit_distance_but_keeps_a_ridge_that_cannot_rank():
