@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import resource
 import sys
 from collections.abc import Iterator
@@ -14,10 +16,14 @@ from core.errors import TrainingError
 
 
 def reset_peak(device: torch.device) -> None:
-    """Start a new peak. Where the system cannot (no Linux, no permission) the peak stays the process's whole life's."""
+    """Start a new peak, without what earlier runs of this process left behind. Where the system cannot (no Linux, no
+    permission) the peak stays the process's whole life's."""
+    gc.collect()
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return
+    if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):  # glibc keeps what was freed, a sweep's earlier cells
+        trim(0)
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:
