@@ -21,7 +21,8 @@ from core.config import check
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 TRAIN = "python -m domains.protein.train"
-LONG = ("sweep=compare", "+experiment=", "-m ", "pretrain", "benchmarks")  # minutes to hours: composed here, run by hand
+# Minutes to hours: composed here, run by hand.
+LONG = ("sweep=compare", "+experiment=", "-m ", "pretrain", "benchmarks")
 
 
 def commands() -> list[tuple[str, str]]:
@@ -46,7 +47,9 @@ def own_files(tmp_path, monkeypatch):
     letters = "ACDEFGHIKLMNPQRSTVWY"
     rows = [letters[i % 20 :] + letters[: i % 20] + letters[(i * 7) % 20 :] * (1 + i % 3) for i in range(60)]
     header = "sequence,target,fitness,localisation,set,validation"
-    lines = [f"{s},{i * 0.1},{i * 0.1},{'ab'[i % 2]},{'train' if i < 45 else 'test'},{i % 9 == 0}" for i, s in enumerate(rows)]
+    lines = []
+    for i, s in enumerate(rows):
+        lines.append(f"{s},{i * 0.1},{i * 0.1},{'ab'[i % 2]},{'train' if i < 45 else 'test'},{i % 9 == 0}")
     for name in ("assay.csv", "proteins.csv", "two_vs_rest.csv"):
         (tmp_path / name).write_text("\n".join([header, *lines]))
     monkeypatch.chdir(tmp_path)
