@@ -118,6 +118,17 @@ def variants() -> list[Variant]:
     return found
 
 
+class One(nn.Module):
+    """A model of one host."""
+
+    def __init__(self, layer: nn.Module):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x):
+        return self.layer(x)
+
+
 def shaken(method: nn.Module, by: float = 0.05, seed: int = 1) -> nn.Module:
     """Away from the identity: every tensor moved by seeded noise."""
     generator = torch.Generator().manual_seed(seed)
