@@ -248,7 +248,7 @@ def train(
         facts = restore(state, recipe, model, optimiser, same_start)
         print(f"resumed   {state} at step {facts['step']:,}", flush=True)
     began, spent, first = time.perf_counter(), facts["seconds"], facts["step"]
-    running = torch.zeros(())
+    running, shown_at = torch.zeros(()), first
     while facts["step"] < recipe.steps:
         step = facts["step"]
         for group in optimiser.param_groups:
@@ -271,11 +271,11 @@ def train(
             left = elapsed / (step - first) * (recipe.steps - step)
             shown = "  ".join(f"{n} {figures[f'{n} loss']:.4f} / {figures[f'{n} accuracy']:.4f}" for n in model.asked)
             print(
-                f"{100 * step // recipe.steps:3d} %  step {step:,}/{recipe.steps:,}  train {running.item() / every:.3f}"
+                f"{100 * step // recipe.steps:3d} %  step {step:,}/{recipe.steps:,}  train {running.item() / (step - shown_at):.3f}"
                 f"  held-out loss / accuracy  {shown}  {facts['seconds']:.0f} s  left {left:.0f} s",
                 flush=True,
             )
-            running = torch.zeros(())
+            running, shown_at = torch.zeros(()), step
         if step % keep == 0 or over or step == recipe.steps:
             save(state, recipe, model, optimiser, facts)
         if over:
