@@ -271,7 +271,8 @@ def train(
             left = elapsed / (step - first) * (recipe.steps - step)
             shown = "  ".join(f"{n} {figures[f'{n} loss']:.4f} / {figures[f'{n} accuracy']:.4f}" for n in model.asked)
             print(
-                f"{100 * step // recipe.steps:3d} %  step {step:,}/{recipe.steps:,}  train {running.item() / (step - shown_at):.3f}"
+                f"{100 * step // recipe.steps:3d} %  step {step:,}/{recipe.steps:,}"
+                f"  train {running.item() / (step - shown_at):.3f}"
                 f"  held-out loss / accuracy  {shown}  {facts['seconds']:.0f} s  left {left:.0f} s",
                 flush=True,
             )
