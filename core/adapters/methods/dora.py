@@ -14,7 +14,7 @@ from torch import nn
 
 from core.adapters.base import Factors, WeightMethod, kaiming
 from core.adapters.dropout import dropped_down, quantised
-from core.adapters.methods.lora import refuses_dropout, refuses_rank
+from core.adapters.methods.lora import refuses_dropout, refuses_rank, room
 
 
 class DoRA(WeightMethod):
@@ -22,8 +22,9 @@ class DoRA(WeightMethod):
 
     def __init__(self, W, *, rank: int = 8, alpha: float = 16.0, dropout: float = 0.0):
         super().__init__()
-        self.A = nn.Parameter(kaiming(rank, W.shape[1]).to(W))
-        self.B = nn.Parameter(W.new_zeros(W.shape[0], rank))
+        rows = room(W, rank)
+        self.A = nn.Parameter(kaiming(rows, W.shape[1]).to(W))
+        self.B = nn.Parameter(W.new_zeros(W.shape[0], rows))
         self.scale = alpha / rank
         self.dropout = quantised(dropout)
         self.m = nn.Parameter(self.norm(W))
@@ -56,4 +57,4 @@ class DoRA(WeightMethod):
 
     @classmethod
     def refuses(cls, host, shape, options):
-        return refuses_rank(shape, options["rank"]) or refuses_dropout(host, options["dropout"])
+        return refuses_rank(options["rank"]) or refuses_dropout(host, options["dropout"])

@@ -2,6 +2,7 @@
 Hu et al. 2021, arXiv 2106.09685; the scale: Kalajdzievski 2023, arXiv 2312.03732
 Parameters  r (in + out) per site.   Start  B = 0, so W' = W to the bit.
 Differs     convolutions: A has the host's kernel, B is 1 x 1. Groups share A. Dropout's p is a multiple of 1/256.
+            A matrix smaller than r gets the rank it has room for; the scale stays that of r.
 Hosts       all. Dropout needs a host that is bound at its input: no lookups, no bare tensors.
 Shapes      W (out, in)   A (r, in)   B (out, r)   x (..., in)   y (..., out)
 """
@@ -29,8 +30,9 @@ class LoRA(WeightMethod):
         dropout: float = 0.0,
     ):
         super().__init__()
-        self.A = nn.Parameter(kaiming(rank, W.shape[1]).to(W))
-        self.B = nn.Parameter(W.new_zeros(W.shape[0], rank))
+        rows = room(W, rank)
+        self.A = nn.Parameter(kaiming(rows, W.shape[1]).to(W))
+        self.B = nn.Parameter(W.new_zeros(W.shape[0], rows))
         self.scale = alpha / (rank if scaling == "standard" else rank**0.5)
         self.dropout = quantised(dropout)
 
@@ -49,12 +51,16 @@ class LoRA(WeightMethod):
 
     @classmethod
     def refuses(cls, host, shape, options):
-        return refuses_rank(shape, options["rank"]) or refuses_dropout(host, options["dropout"])
+        return refuses_rank(options["rank"]) or refuses_dropout(host, options["dropout"])
 
 
-def refuses_rank(shape: tuple[int, int], rank: int) -> str:
-    limit = min(shape)
-    return "" if 1 <= rank <= limit else f"rank {rank} on a matrix of {shape[0]} x {shape[1]}: 1 to {limit}"
+def room(W, rank: int) -> int:
+    """The rank that a matrix has room for: one preset serves a network's first convolution (one input channel) too."""
+    return min(rank, *W.shape)
+
+
+def refuses_rank(rank: int) -> str:
+    return "" if rank >= 1 else f"rank {rank}: 1 or more"
 
 
 def refuses_dropout(host: str, p: float) -> str:

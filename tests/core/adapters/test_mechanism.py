@@ -38,7 +38,7 @@ def fitted(subject, method, **more):
         more["axis"] = subject.axes[roles[0]] if roles[0] in subject.axes else -1
         roles = [r for r in roles if r in subject.axes]
     if method in ("lora", "dora"):
-        more = {"rank": 1, **more}  # a matrix of the networks below has one column
+        more = {"rank": 2, **more}  # some matrices have one column: they get rank 1
     if method == "bitfit":
         roles = None
     return {"targets": roles, "roles": subject.roles, "example": subject.example, "seed": 0, **more}
