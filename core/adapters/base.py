@@ -59,6 +59,11 @@ class WeightMethod(nn.Module):
         return options
 
     @classmethod
+    def refuses_all(cls, shapes: list[tuple[int, int]], options: dict) -> str:
+        """Why this method has no meaning on the matrices of all its sites taken together; "" where it has."""
+        return ""
+
+    @classmethod
     def refuses(cls, host: str, shape: tuple[int, int], options: dict) -> str:
         """Why this method has no meaning on a host kind with an (out, in) matrix of `shape`; "" where it has."""
         return ""

@@ -170,6 +170,9 @@ def bind_weight(state: State, net: nn.Module, adapter: Adapter, cls, sites: list
             continue
         method = cls(W.float() if W.dtype != torch.float64 else W, **options).to(W.device)
         install(state, net, adapter, site, kind, why, method, op, tuple(W.shape))
+    shapes = [bound.shape for bound in adapter.bound]
+    if shapes and not problems and (reason := cls.refuses_all(shapes, adapter.options)):
+        problems.append(Problem("adapter", f"{adapter.method} {adapter.options}", "", reason))
     if problems:
         raise (DeadSiteError if all(p.got.startswith("never read") for p in problems) else UnsupportedError)(
             problems=problems

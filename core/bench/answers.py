@@ -59,9 +59,9 @@ def notes(rows: list[Cell], lost: list[Missing], chosen) -> list[str]:
     scratch, probe, full = (there.get(key) for key in (SCRATCH, PROBE, FULL))
     if scratch and full and scratch.value is not None and full.value is not None:
         verdict = scratch.verdicts.get(FULL)
-        told = {"worse": "pretraining helps: scratch is worse than full", "better": "scratch is better than full",
+        gain = {"worse": "pretraining helps: scratch is worse than full", "better": "scratch is better than full",
                 "tied": "scratch is tied with full: no gain from pretraining seen"}.get(verdict)  # fmt: skip
-        lines += [told[0].upper() + told[1:] + "."] if told else []
+        lines += [gain[0].upper() + gain[1:] + "."] if gain else []
     if probe and full and full.verdicts.get(PROBE) in ("tied", "worse"):
         verdict = told(full.verdicts[PROBE], "the probe")
         lines.append(f"Full fine-tuning is {verdict} here: there is no gap for an adapter to close.")

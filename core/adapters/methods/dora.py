@@ -14,7 +14,7 @@ from torch import nn
 
 from core.adapters.base import Factors, WeightMethod, kaiming
 from core.adapters.dropout import dropped_down, quantised
-from core.adapters.methods.lora import refuses_dropout, refuses_rank, room
+from core.adapters.methods.lora import refuses_dropout, refuses_excess, refuses_rank, room
 
 
 class DoRA(WeightMethod):
@@ -58,3 +58,7 @@ class DoRA(WeightMethod):
     @classmethod
     def refuses(cls, host, shape, options):
         return refuses_rank(options["rank"]) or refuses_dropout(host, options["dropout"])
+
+    @classmethod
+    def refuses_all(cls, shapes, options):
+        return refuses_excess(shapes, options["rank"])

@@ -53,10 +53,19 @@ class LoRA(WeightMethod):
     def refuses(cls, host, shape, options):
         return refuses_rank(options["rank"]) or refuses_dropout(host, options["dropout"])
 
+    @classmethod
+    def refuses_all(cls, shapes, options):
+        return refuses_excess(shapes, options["rank"])
+
 
 def room(W, rank: int) -> int:
     """The rank that a matrix has room for: one preset serves a network's first convolution (one input channel) too."""
     return min(rank, *W.shape)
+
+
+def refuses_excess(shapes: list[tuple[int, int]], rank: int) -> str:
+    most = max(min(shape) for shape in shapes)
+    return "" if rank <= most else f"rank {rank} is larger than every layer: 1 to {most}"
 
 
 def refuses_rank(rank: int) -> str:

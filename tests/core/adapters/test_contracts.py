@@ -126,6 +126,8 @@ def test_refusals_give_a_reason():
     given = {"alpha": 16.0, "scaling": "standard"}
     for cls in (lora, dora):
         assert cls(torch.randn(4, 6), rank=5).A.shape == (4, 6), "the rank that it has room for"
+        assert "1 to 4" in cls.refuses_all([(4, 6), (2, 2)], {**given, "rank": 5, "dropout": 0.0})
+        assert cls.refuses_all([(4, 6), (2, 2)], {**given, "rank": 4, "dropout": 0.0}) == ""
         assert "rank 0" in cls.refuses("Linear", (4, 6), {**given, "rank": 0, "dropout": 0.0})
         assert "Embedding" in cls.refuses("Embedding", (4, 6), {**given, "rank": 2, "dropout": 0.1})
         assert "probability" in cls.refuses("Linear", (4, 6), {**given, "rank": 2, "dropout": 1.0})

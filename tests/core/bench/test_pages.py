@@ -259,6 +259,16 @@ def test_lower_is_better_turns_everything(tmp_path):
     assert "better than probe" in check(write_card(tmp_path / "bitfit")).text
 
 
+def test_a_question_without_a_gap_says_so(tmp_path, monkeypatch):
+    """Full fine-tuning no better than the probe, scratch no worse than full: the reader must not overlook it."""
+    monkeypatch.setattr(synthetic, "METHODS", {m: (0.0, *synthetic.METHODS[m][1:]) for m in synthetic.METHODS})
+    for method in ("none", "full", "scratch", "lora"):
+        synthetic.write_run(tmp_path / method, method)
+    text = check(report(tmp_path)).text
+    assert "Full fine-tuning is tied with the probe here: there is no gap for an adapter to close." in text
+    assert "Scratch is tied with full: no gain from pretraining seen." in text
+
+
 def test_an_empty_folder_is_an_error(tmp_path):
     with pytest.raises(DataError, match=r"no result\.json"):
         report(tmp_path)
