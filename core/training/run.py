@@ -134,7 +134,7 @@ def _fit(cfg, directory: Path, record: Record, module, name: str, parts, loaders
         screen.say(present.checked(seen.live, seen.live[1], seen.peak_bytes, seconds, module.base_trains))
 
     rehearsal = Rehearsal(name, ready)
-    door = Door(folder, min(500, max(1, total // 20)), cfg.seed, assemble.settings(cfg))
+    door = Door(folder, min(500, -(-total // 10)), cfg.seed, assemble.settings(cfg))
     callbacks = [cost, rehearsal, rows, OrderedSums(), Progress(screen, best, total), *_own_callbacks(cfg), best, door]
     trainer = assemble.trainer(cfg, directory, callbacks, batches, unused=assemble.may_idle(cfg, module))
     rivals = None
