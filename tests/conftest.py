@@ -1,3 +1,1 @@
-"""The import shim must be in place in every process of a test run, the controller of parallel workers included."""
-
-import core  # noqa: F401
+"""Loaded by every pytest process: importing the package `tests` puts the import shim in place."""
