@@ -1,3 +1,3 @@
-"""The import shim must be in place in every process of a test run: parallel workers, their controller, spawned ranks."""
+"""The import shim must be in place in every process of a test run: workers, their controller, spawned ranks."""
 
 import core  # noqa: F401
