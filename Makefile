@@ -31,7 +31,7 @@ lint: $(STAMP)   ## ruff
 	$(BIN)/ruff format --check .
 
 bench: $(STAMP)  ## speed and saved bytes beside HF peft, as ratios
-	$(BIN)/python -m benchmarks.methods
+	$(BIN)/python -m benchmarks.methods --write docs/performance.md
 
 docs-check: $(STAMP)  ## run every command of the documentation
 	$(BIN)/python -m pytest -m docs

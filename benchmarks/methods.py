@@ -1,6 +1,6 @@
 """Step time and bytes kept for backward of our methods, beside HF peft, full fine-tuning and the limit.
 
-    python -m benchmarks.methods [--rounds 7] [--width 320] [--only llama,vit,resnet]
+    python -m benchmarks.methods [--rounds 7] [--only llama320,esm2] [--write docs/performance.md]
 
 All variants of one network run interleaved in one process; figures are CPU time (robust on a shared machine), medians,
 as ratios to the limit: the frozen network's forward and the gradient of its input. Prints a Markdown table.
@@ -23,7 +23,7 @@ from core.adapters.cost import saved_bytes
 LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
-def llama(width: int):
+def llama(width: int = 320):
     from transformers import LlamaConfig, LlamaForCausalLM
 
     heads = max(1, width // 64)
@@ -55,7 +55,36 @@ def llama(width: int):
     )
 
 
-def vit(width: int):
+def esm2():
+    """ESM-2 8M's shape, 6 layers x 320, through transformers (HF peft's own ground)."""
+    from transformers import EsmConfig, EsmForMaskedLM
+
+    config = EsmConfig(
+        vocab_size=33, hidden_size=320, num_hidden_layers=6, num_attention_heads=20, intermediate_size=1280,
+        pad_token_id=1, mask_token_id=32, position_embedding_type="rotary", max_position_embeddings=1026, token_dropout=False,
+        hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
+    )  # fmt: skip
+    a = "esm.encoder.layer.*"
+    roles = {f"attn.{r[0]}": f"{a}.attention.self.{r}" for r in ("query", "key", "value")} | {
+        "attn.out": f"{a}.attention.output.dense", "mlp.in": f"{a}.intermediate.dense", "mlp.out": f"{a}.output.dense",
+    }  # fmt: skip
+    x = torch.randint(4, 24, (8, 254))
+    mask = torch.ones_like(x)
+
+    def loss(model, inputs=None):
+        if inputs is not None:
+            return model(inputs_embeds=inputs, attention_mask=mask, labels=x).loss
+        return model(input_ids=x, attention_mask=mask, labels=x).loss
+
+    def entrance(model):
+        return model.get_input_embeddings()(x).detach().requires_grad_(True)
+
+    example = ((), {"input_ids": x[:1, :16], "attention_mask": mask[:1, :16]})
+    targets = ["query", "key", "value", "attention.output.dense", "intermediate.dense", "output.dense"]
+    return (lambda: EsmForMaskedLM(config)), roles, example, loss, entrance, targets
+
+
+def vit():
     import timm
 
     def build():
@@ -75,7 +104,7 @@ def vit(width: int):
     )
 
 
-def resnet(width: int):
+def resnet():
     import timm
 
     def build():
@@ -83,7 +112,7 @@ def resnet(width: int):
 
     model = build()
     roles = {"conv": [n for n, m in model.named_modules() if isinstance(m, nn.Conv2d)]}
-    x = torch.randn(4, 3, 128, 128)
+    x = torch.randn(8, 3, 224, 224)
     targets = r".*(conv\d|downsample\.0)"
     return build, roles, ((x[:1],), {}), _image_loss(x), lambda model: x.clone().requires_grad_(True), targets
 
@@ -95,7 +124,32 @@ def _image_loss(x):
     return loss
 
 
-NETWORKS = {"llama": llama, "vit": vit, "resnet": resnet}
+def unet3d():
+    """MONAI's 3-D U-Net; HF peft has no transposed convolutions, so neither side adapts them."""
+    from monai.networks.nets import UNet
+
+    def build():
+        return UNet(3, 1, 2, channels=(16, 32, 64, 128), strides=(2, 2, 2), num_res_units=2)
+
+    # 1x1x1 convolutions are left out: HF peft trains them, but crashes when it merges them.
+    convs = [n for n, m in build().named_modules() if isinstance(m, nn.Conv3d) and m.kernel_size == (3, 3, 3)]
+    roles = {"conv": convs}
+    x = torch.randn(1, 1, 64, 64, 64)
+    return (
+        build,
+        roles,
+        ((x[:, :, :16, :16, :16],), {}),
+        _image_loss(x),
+        lambda model: x.clone().requires_grad_(True),
+        convs,
+    )
+
+
+NETWORKS = {
+    "llama320": lambda: llama(320), "llama768": lambda: llama(768), "esm2": esm2, "vit": vit, "resnet50": resnet,
+    "unet3d": unet3d,
+}  # fmt: skip
+MARK = "<!-- bench -->"
 # method, options of ours, options of HF peft's LoraConfig (None: IA3Config)
 VARIANTS = [
     ("lora", {"rank": 8, "alpha": 16}, {"r": 8, "lora_alpha": 16}),
@@ -131,8 +185,8 @@ def theirs(build, options, targets):
     return model
 
 
-def measure(name: str, width: int, rounds: int) -> list[tuple]:
-    build, roles, example, loss, entrance, targets = NETWORKS[name](width)
+def measure(name: str, rounds: int) -> list[tuple]:
+    build, roles, example, loss, entrance, targets = NETWORKS[name]()
     runs: dict[str, Callable] = {}
     models: dict[str, nn.Module] = {}
     frozen = seeded(build).requires_grad_(False)
@@ -162,21 +216,31 @@ def measure(name: str, width: int, rounds: int) -> list[tuple]:
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--rounds", type=int, default=7)
-    options.add_argument("--width", type=int, default=320)
     options.add_argument("--only", default=",".join(NETWORKS))
+    options.add_argument("--write", metavar="PAGE", help="replace the table of a page, below its line `<!-- bench -->`")
     given = options.parse_args()
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {given.rounds} rounds, width {given.width}\n")
-    print("| network | method | ours: time | HF peft: time | ours: MiB | HF peft: MiB | time ratio | bytes ratio |")
-    print("|---|---|---|---|---|---|---|---|")
+    lines = []
+
+    def say(line: str) -> None:
+        lines.append(line)
+        print(line, flush=True)
+
+    say(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {given.rounds} rounds\n")
+    say("| network | method | ours: time | HF peft: time | ours: MiB | HF peft: MiB | time ratio | bytes ratio |")
+    say("|---|---|---|---|---|---|---|---|")
     for name in given.only.split(","):
-        rows = {key: (t, mib) for _, key, t, mib in measure(name, given.width, given.rounds)}
+        rows = {key: (t, mib) for _, key, t, mib in measure(name, given.rounds)}
         for key in ("limit", "full"):
-            print(f"| {name} | {key} | {rows[key][0]:.2f} | | {rows[key][1]:.0f} | | | |")
+            say(f"| {name} | {key} | {rows[key][0]:.2f} | | {rows[key][1]:.0f} | | | |")
         for method, _, _ in VARIANTS:
             (a, x), (b, y) = rows[f"{method}: ours"], rows[f"{method}: HF peft"]
-            print(
-                f"| {name} | {method} | {a:.2f} | {b:.2f} | {x:.0f} | {y:.0f} | {a / b:.2f} | {x / y:.2f} |", flush=True
-            )
+            say(f"| {name} | {method} | {a:.2f} | {b:.2f} | {x:.0f} | {y:.0f} | {a / b:.2f} | {x / y:.2f} |")
+    if given.write:
+        from pathlib import Path
+
+        page = Path(given.write)
+        kept = page.read_text().split(MARK)[0]
+        page.write_text(kept + MARK + "\n" + "\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":
