@@ -61,8 +61,8 @@ def esm2():
 
     config = EsmConfig(
         vocab_size=33, hidden_size=320, num_hidden_layers=6, num_attention_heads=20, intermediate_size=1280,
-        pad_token_id=1, mask_token_id=32, position_embedding_type="rotary", max_position_embeddings=1026, token_dropout=False,
-        hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
+        pad_token_id=1, mask_token_id=32, position_embedding_type="rotary", max_position_embeddings=1026,
+        token_dropout=False, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
     )  # fmt: skip
     a = "esm.encoder.layer.*"
     roles = {f"attn.{r[0]}": f"{a}.attention.self.{r}" for r in ("query", "key", "value")} | {
