@@ -149,6 +149,19 @@ class Loader:
         self.batch_size, self.tokens, self.workers = batch_size, tokens, workers
 
 
+class AsTrained:
+    """The data with the rows that a run really uses: `run.limit` shortens what a baseline learns from, too."""
+
+    def __init__(self, loaders: Loaders):
+        self._loaders = loaders
+
+    def items(self, split: Split) -> list[dict[str, Any]]:
+        return self._loaders.items(split)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._loaders.data, name)
+
+
 class Loaders(L.LightningDataModule):
     """The three splits as Lightning wants them, with the position that a checkpoint needs.
 

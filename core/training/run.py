@@ -23,6 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 from core.bench import result
 from core.bench.result import Certificate, ErrorRecord, MetricRecord, Plan, Primary, Record
 from core.data import loading
+from core.data.loading import AsTrained
 from core.errors import ConfigError, PeftError, Problem, TrainingError
 from core.training import assemble, evaluate, files, present
 from core.training.checkpoint import BEST, Best, Door, Interrupted, find, seed_all
@@ -139,7 +140,7 @@ def _fit(cfg, directory: Path, record: Record, module, name: str, parts, loaders
     trainer = assemble.trainer(cfg, directory, callbacks, batches, unused=assemble.may_idle(cfg, module))
     rivals = None
     if module.base_trains and cfg.run.test and not screen.quiet:  # later there is no base left to score
-        rivals = evaluate.rivals(parts.task, parts.backbone, parts.data, loaders.items("test"))
+        rivals = evaluate.rivals(parts.task, parts.backbone, AsTrained(loaders), loaders.items("test"))
     if fit and not found.done:
         if cfg.run.resume == "weights":
             module.carry(_weights(folder), str(folder))
@@ -238,7 +239,7 @@ def _score(cfg, directory: Path, record: Record, module, name, parts, loaders, b
         record.primary = Primary(name=wanted, split="test", value=headline.value if headline else None)
         evaluate.write_rows(directory / evaluate.PREDICTIONS, found)
         if rivals is None:
-            rivals = evaluate.rivals(parts.task, parts.backbone, parts.data, loaders.items("test"))
+            rivals = evaluate.rivals(parts.task, parts.backbone, AsTrained(loaders), loaders.items("test"))
         evaluate.write_rivals(directory / evaluate.BASELINES, rivals)
         (directory / "plots").mkdir(exist_ok=True)
         parts.task.pictures(found, directory / "plots")

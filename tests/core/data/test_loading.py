@@ -8,7 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from core.data.loading import Batches, Key, Loader, Order, Plan, share
+from core.contracts import Data
+from core.data.loading import AsTrained, Batches, Key, Loader, Loaders, Order, Plan, share
 from core.data.seeding import derive, guard
 from core.errors import ConfigError
 
@@ -87,3 +88,16 @@ def test_bad_settings():
         Loader(batch_size=None)
     with pytest.raises(ConfigError, match=r"loader\.workers"):
         Loader(workers=-1)
+
+
+def test_a_limit_holds_for_what_a_baseline_learns_from():
+    class Ten(Data):
+        kind = "twin"
+
+        def items(self, split):
+            return [{"id": f"{split}{i}", "group": str(i)} for i in range(10)]
+
+    loaders = Loaders(Ten(), task=None, tokenizer=None, settings=Loader(), seed=1, limit=4)
+    seen = AsTrained(loaders)
+    assert seen.items("train") == loaders.items("train") and len(seen.items("train")) == 4
+    assert seen.kind == "twin" and len(loaders.data.items("train")) == 10
