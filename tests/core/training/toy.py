@@ -10,8 +10,6 @@ import os
 import random
 import signal
 import sys
-import threading
-import time
 import traceback
 from pathlib import Path
 
@@ -181,14 +179,28 @@ def die_at(batch: int) -> None:
     module.PeftModule.training_step = step
 
 
-def die_after(milliseconds: int) -> None:
-    """kill -9 that long from now, wherever the run then is: in a step, a validation, a write."""
+def die_in_step(count: int) -> None:
+    """kill -9 in this process's training step number `count`."""
+    _die_in("training_step", count)
 
-    def wait():
-        time.sleep(milliseconds / 1000)
-        os.kill(os.getpid(), 9)
 
-    threading.Thread(target=wait, daemon=True).start()
+def die_in_validation(count: int) -> None:
+    """kill -9 in this process's validation step number `count`."""
+    _die_in("validation_step", count)
+
+
+def _die_in(name: str, count: int) -> None:
+    from core.training import module
+
+    real, seen = getattr(module.PeftModule, name), []
+
+    def step(self, *args):
+        seen.append(name)
+        if len(seen) == count:
+            os.kill(os.getpid(), 9)
+        return real(self, *args)
+
+    setattr(module.PeftModule, name, step)
 
 
 def signal_at(batch: int) -> None:
