@@ -83,12 +83,6 @@ class Backbone(nn.Module):
     def forward(self, batch: dict[str, Any]) -> Output:
         raise NotImplementedError
 
-    def last_block(self, k: int) -> list[str]:
-        """Paths of the last k modules of the role `block`, in network order (selection `last_k`)."""
-        from core.adapters.sites import resolve
-
-        return [site.path for site in resolve(self.net, self.roles, ["block"])][-k:]
-
 
 class Metric(NamedTuple):
     """A score over `n` items. `ci95` is the cluster bootstrap's 95 % interval, None where it makes no sense."""

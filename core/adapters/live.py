@@ -55,6 +55,8 @@ def check_live(state: State, net: nn.Module, adapter: Adapter, example: Callable
         unread = consumed(state, adapter, example)
         if moved := [b for b in unread if b.path == "call"]:
             for bound in moved:
+                if bound.path != "call":  # another row range of the same host has moved it already
+                    continue
                 _to_weight(state, net, adapter, bound, f"passed by in {mode}")
             unread = consumed(state, adapter, example)
         for bound in unread:
@@ -102,7 +104,6 @@ def _to_weight(state: State, net: nn.Module, adapter: Adapter, bound: Bound, why
     """Move a site from the call path to the weight path, its method and every other adapter's there with it."""
     slot = state.slots[bound.slot]
     parts, methods = list(slot.parts), dict(slot.methods.items())
-    names = {part.adapter for part in parts}
     site = bound.site
     host = net.get_submodule(site.path)
     host.__dict__[ADAPTERS].pop(name_of(site.parameter, slot.path))
@@ -111,10 +112,7 @@ def _to_weight(state: State, net: nn.Module, adapter: Adapter, bound: Bound, why
     new = slot_for(state, net, site, "weight")
     for part in parts:
         new.add(part, methods[part.method])
-    for name in names:
-        for other in state.adapters[name].bound if name in state.adapters else []:
+    for one in {adapter.name: adapter, **state.adapters}.values():
+        for other in one.bound:
             if other.slot == slot.key:
                 other.slot, other.path, other.why = new.key, "weight", why
-    for other in adapter.bound:
-        if other.slot == slot.key:
-            other.slot, other.path, other.why = new.key, "weight", why

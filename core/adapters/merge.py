@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from core.adapters import probe
 from core.adapters.model import network, record, state_of
 from core.adapters.seam import original, stored
-from core.adapters.state import Bound, State
+from core.adapters.state import State
 from core.errors import MergeError, Problem
 
 TOLERANCE = 1e-3  # what a norm's inverse may lose before the merge is refused
@@ -162,7 +162,3 @@ def _restore(state: State, net: nn.Module) -> None:
         for key, tensor in tensors.items():
             now[key].data.copy_(tensor)
     state.backup = {}
-
-
-def mergeable(bound: list[Bound]) -> bool:
-    return all(b.path != "act" for b in bound)

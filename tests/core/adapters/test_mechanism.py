@@ -114,6 +114,16 @@ def test_paths_follow_from_how_the_weight_is_read():
         assert {row.path for row in summary(subject.model).rows} == paths, network
 
 
+def test_row_ranges_of_one_host_move_to_the_weight_path_together():
+    """Two roles on one layer that a fused kernel passes by: the layer moves once, both roles with it."""
+    subject = zoo.build("torch_encoder")
+    roles = {"first": "encoder.layers.*.linear1[0/2]", "second": "encoder.layers.*.linear1[1/2]"}
+    attach(subject.model, "lora", targets=list(roles), roles=roles, example=subject.example, rank=2)
+    assert {(row.role, row.path) for row in summary(subject.model).rows} == {("first", "weight"), ("second", "weight")}
+    shake(subject.model)
+    assert merge(subject.model).max_error <= 1e-5
+
+
 def test_dead_sites_are_named_and_the_attach_rolled_back():
     subject = zoo.build("esm1b")
     with torch.no_grad():
