@@ -14,10 +14,11 @@ from typing import Literal
 
 import torch
 
+from core import weights
 from core.contracts import Backbone, Output, TokenPort
 from core.errors import ConfigError, EnvironmentError_
 from core.paths import data_dir
-from domains.protein.backbones import tokens, weights
+from domains.protein.backbones import tokens
 
 DROPOUT_OFF = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 HEADS = {"bert": "cls.predictions.transform.dense", "roberta": "lm_head.dense"}

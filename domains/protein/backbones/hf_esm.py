@@ -5,15 +5,18 @@ Sublayers   `attn` and `mlp` are the projections before the residual sum: transf
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from core import weights
 from core.contracts import Backbone, Output, TokenPort
 from core.errors import ConfigError
-from domains.protein.backbones import tokens, weights
+from domains.protein.backbones import tokens
 
+EMBEDDED = Path(__file__).resolve().parent.parent / "weights"
 LAYER = "esm.encoder.layer.*"
 DROPOUT_OFF = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 
@@ -55,10 +58,10 @@ class HFEsm(Backbone):
         from transformers import EsmConfig
 
         if source is None and pretrained:
-            allowed = [*weights.shipped(), "a folder", "owner/name of a hub repository"]
+            allowed = [*weights.shipped(EMBEDDED), "a folder", "owner/name of a hub repository"]
             fix = "set pretrained=false for random weights of a given shape"
             raise ConfigError("backbone.source", "null", allowed, fix)
-        own = weights.embedded(source) if source else None
+        own = weights.embedded(EMBEDDED, source) if source else None
         if source is None:
             config = EsmConfig(**_shape(layers, width, heads, positions, token_dropout))
         else:

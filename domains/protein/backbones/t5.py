@@ -12,9 +12,10 @@ from typing import Literal
 
 import torch
 
+from core import weights
 from core.contracts import Backbone, Output, TokenPort
 from core.errors import ConfigError, DataError
-from domains.protein.backbones import tokens, weights
+from domains.protein.backbones import tokens
 from domains.protein.backbones.tokens import ResidueTokenizer
 
 

@@ -10,10 +10,11 @@ from importlib.util import find_spec
 import pytest
 import torch
 
+from core import weights
 from core.adapters.sites import resolve
 from core.errors import ConfigError, DataError, EnvironmentError_, PeftError
 from core.paths import data_dir
-from domains.protein.backbones import convert, tokens, weights
+from domains.protein.backbones import convert, tokens
 from domains.protein.backbones.bert import ProteinBert
 from domains.protein.backbones.esm import ESM2, ESM1b
 from domains.protein.backbones.hf_esm import HFEsm

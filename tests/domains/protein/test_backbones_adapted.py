@@ -3,10 +3,10 @@
 import pytest
 import torch
 
+from core import weights
 from core.adapters import attach, detach, network, summary
 from core.paths import conf_dir
-from domains.protein.backbones import weights
-from domains.protein.backbones.hf_esm import HFEsm
+from domains.protein.backbones.hf_esm import EMBEDDED, HFEsm
 from tests.domains.protein.test_backbones import BUILD, LONG, SHORT, relative
 
 ACTIVATIONS = ("attn", "mlp", "block")
@@ -63,7 +63,7 @@ def test_embedded_weights_and_the_start_they_came_from():
     """Scratch gets the initialiser of the embedded weights' own pretraining, local heads included, under its seed."""
     from domains.protein.pretraining.initialiser import initialise
 
-    assert "esm2_mini" in weights.shipped()
+    assert "esm2_mini" in weights.shipped(EMBEDDED)
     trained, scratch, other = HFEsm("esm2_mini"), HFEsm("esm2_mini", pretrained=False, seed=3), HFEsm("esm2_mini")
     assert trained.speaks and scratch.net.config.hidden_size == trained.net.config.hidden_size
     expected = initialise(HFEsm("esm2_mini", pretrained=False, seed=9).net, 3).state_dict()

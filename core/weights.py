@@ -1,4 +1,4 @@
-"""Weights from a local folder, an embedded file or the hub's cache; every reader is safe: no pickle is ever executed.
+"""Weights from a local file or folder, a field's embedded files or the hub's cache; no pickle is ever executed.
 
 Order of search for a name: the path itself, the local hub cache, the hub. What cannot be had is an error that says how.
 """
@@ -12,19 +12,18 @@ from torch import Tensor, nn
 
 from core.errors import ConfigError, DataError, EnvironmentError_, Problem
 
-EMBEDDED = Path(__file__).resolve().parent.parent / "weights"
 PATTERNS = ["*.json", "*.txt", "*.model", "*.safetensors", "pytorch_model.bin"]
 
 
-def embedded(name: str) -> tuple[Path, Path] | None:
-    """(tensors, configuration) of weights that ship with this package, or None."""
-    tensors, config = EMBEDDED / f"{name}.safetensors", EMBEDDED / f"{name}.json"
+def embedded(directory: Path, name: str) -> tuple[Path, Path] | None:
+    """(tensors, configuration) of weights that ship with a field in `directory`, or None."""
+    tensors, config = directory / f"{name}.safetensors", directory / f"{name}.json"
     return (tensors, config) if tensors.is_file() and config.is_file() else None
 
 
-def shipped() -> list[str]:
-    """Names of the weights that ship with this package."""
-    return sorted(path.stem for path in EMBEDDED.glob("*.safetensors"))
+def shipped(directory: Path) -> list[str]:
+    """Names of the weights that ship with a field."""
+    return sorted(path.stem for path in directory.glob("*.safetensors"))
 
 
 def folder(source: str) -> Path:
