@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from core.pretraining import put
 from domains.protein.pretraining.corpus import Corpus
 from domains.protein.pretraining.loop import Pretraining, Recipe, evaluate
 
@@ -44,7 +44,6 @@ def export(
     # Tied weights once: the decoder's matrix is the embedding. No contact regression: it has not been trained.
     absent = ("lm_head.decoder.", "esm.contact_head.")
     tensors = {k: v.contiguous() for k, v in model.net.state_dict().items() if not k.startswith(absent)}
-    folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{recipe.name}.safetensors", folder / f"{recipe.name}.json"]
     put(paths[0], save(tensors, {key: json.dumps(value) for key, value in notes.items()}))
     settings = {k: v for k, v in model.net.config.to_diff_dict().items() if v is not None and k not in UNWRITTEN}
@@ -123,13 +122,3 @@ def _shown(value: Any) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{key} {_shown(v)}" for key, v in value.items())
     return f"{value:,}" if isinstance(value, int) else str(value)
-
-
-def put(path: Path, content: bytes) -> None:
-    """Writes atomically."""
-    temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)

@@ -1,20 +1,17 @@
 """The training itself: masked prediction with pure `<mask>`, conservation classes, or both in one forward pass.
 
-Draws are a function of (seed, step) and of nothing else, so the state to resume is weights, optimiser and step number:
-a run stopped anywhere and continued ends with the same bits as one left alone.
+Draws are a function of (seed, step), as core.pretraining asks for.
 
 Masking     every chosen residue becomes `<mask>`. BERT's 80/10/10 leaves 10 % of the answers in sight, and a model
             that has learned nothing then shows .17 accuracy instead of the unigram's .09.
-Schedule    linear warm-up, constant, linear decay over the last part
 """
 
 from __future__ import annotations
 
 import contextlib
 import math
-import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +20,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from core import pretraining
 from domains.protein.pretraining.corpus import BOS, CLASSES, EOS, FIRST, MASK, PAD, VOCABULARY, Corpus
 from domains.protein.pretraining.initialiser import initialise
-from domains.protein.pretraining.state import restore, save
 
 
 @dataclass(frozen=True)
@@ -170,17 +167,6 @@ class Batches:
         return tokens, classes, choose(tokens, masked, rng)
 
 
-def rate(recipe: Recipe, step: int) -> float:
-    fall = max(1, round(recipe.decay * recipe.steps))
-    return recipe.lr * min(1.0, (step + 1) / recipe.warmup, max(0.02, (recipe.steps - step) / fall))
-
-
-def same_start(stored: dict[str, Any], recipe: Recipe, step: int) -> bool:
-    """Whether a run of another number of steps would have the same weights at `step`: no rate has differed."""
-    other = replace(recipe, steps=stored["steps"])
-    return all(rate(other, s) == rate(recipe, s) for s in range(step))
-
-
 @torch.no_grad()
 def evaluate(model: Pretraining, held: Corpus, train: Corpus, share: float = 0.15) -> dict[str, float]:
     """Held-out figures of each task: loss (nats), perplexity, accuracy, and what frequencies alone give."""
@@ -226,59 +212,18 @@ def _frequencies(corpus: Corpus, name: str) -> Tensor:
 
 @one_gelu()
 def train(
-    recipe: Recipe,
-    corpus: Corpus,
-    held: Corpus,
-    state: Path,
-    *,
-    budget: float | None = None,
-    every: int = 100,
-    keep: int = 200,
+    recipe: Recipe, corpus: Corpus, held: Corpus, state: Path, **options: Any
 ) -> tuple[Pretraining, dict[str, Any]]:
-    """(model, facts). Continues `state` if it is there; stops after `budget` seconds with the state saved.
-
-    state   safetensors: weights, optimiser moments; its metadata has recipe, step, seconds and the curve
-    every   steps between held-out evaluations        keep   steps between saves of the state
-    facts   step, seconds, done, curve (list of figures by step)
-    """
+    """(model, facts); `options` as of core.pretraining.train: budget, every, keep."""
     model, batches = Pretraining(recipe), Batches(corpus, recipe)
-    optimiser = torch.optim.AdamW(model.trained(), recipe.lr, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
-    facts: dict[str, Any] = {"step": 0, "seconds": 0.0, "curve": []}
-    if state.is_file():
-        facts = restore(state, recipe, model, optimiser, same_start)
-        print(f"resumed   {state} at step {facts['step']:,}", flush=True)
-    began, spent, first = time.perf_counter(), facts["seconds"], facts["step"]
-    running, shown_at = torch.zeros(()), first
-    while facts["step"] < recipe.steps:
-        step = facts["step"]
-        for group in optimiser.param_groups:
-            group["lr"] = rate(recipe, step)
-        scored = model.parts(*batches(step))
-        losses = {name: F.cross_entropy(*pair) for name, pair in scored.items()}
-        loss = recipe.masked_weight * losses.get("masked", 0.0) + recipe.conservation * losses.get("conservation", 0.0)
-        optimiser.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.trained(), recipe.clip)
-        optimiser.step()
-        running = running + loss.detach()
-        step += 1
-        elapsed = time.perf_counter() - began
-        facts |= {"step": step, "seconds": spent + elapsed}
-        over = budget is not None and elapsed >= budget
-        if step % every == 0 or step == recipe.steps:
-            figures = evaluate(model, held, corpus)
-            facts["curve"].append({"step": step, **figures})
-            left = elapsed / (step - first) * (recipe.steps - step)
-            shown = "  ".join(f"{n} {figures[f'{n} loss']:.4f} / {figures[f'{n} accuracy']:.4f}" for n in model.asked)
-            print(
-                f"{100 * step // recipe.steps:3d} %  step {step:,}/{recipe.steps:,}"
-                f"  train {running.item() / (step - shown_at):.3f}"
-                f"  held-out loss / accuracy  {shown}  {facts['seconds']:.0f} s  left {left:.0f} s",
-                flush=True,
-            )
-            running, shown_at = torch.zeros(()), step
-        if step % keep == 0 or over or step == recipe.steps:
-            save(state, recipe, model, optimiser, facts)
-        if over:
-            break
-    return model.eval(), facts | {"done": facts["step"] >= recipe.steps}
+
+    def loss(step: int) -> Tensor:
+        losses = {name: F.cross_entropy(*pair) for name, pair in model.parts(*batches(step)).items()}
+        return recipe.masked_weight * losses.get("masked", 0.0) + recipe.conservation * losses.get("conservation", 0.0)
+
+    def show(figures: dict[str, float]) -> str:
+        shown = "  ".join(f"{n} {figures[f'{n} loss']:.4f} / {figures[f'{n} accuracy']:.4f}" for n in model.asked)
+        return f"loss / accuracy  {shown}"
+
+    facts = pretraining.train(recipe, model, loss, lambda: evaluate(model, held, corpus), show, state, **options)
+    return model.eval(), facts

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from core import pretraining
 from core.errors import DataError, UnsupportedError
 from core.paths import data_dir
 from domains.protein import pretrain
@@ -56,7 +57,7 @@ def test_the_number_of_steps_may_change_until_the_rate_falls(tmp_path):
     """Of 4 steps the last, of 10 steps the last five have a falling rate."""
     train, state = tiny_corpus(0), tmp_path / "s.safetensors"
     short, long = replace(TINY, steps=4, decay=0.5), replace(TINY, steps=10, decay=0.5)
-    assert [loop.same_start({"steps": 10}, short, step) for step in (2, 3, 4)] == [True, True, False]
+    assert [pretraining.same_start({"steps": 10}, short, step) for step in (2, 3, 4)] == [True, True, False]
     loop.train(long, train, train, state, budget=0)
     went_on, _ = loop.train(short, train, train, state)
     alone, _ = loop.train(short, train, train, tmp_path / "alone.safetensors")
