@@ -1,4 +1,4 @@
-"""Scores of the protein field, on plain arrays. Rank and threshold metrics come from scipy and torchmetrics.
+"""Scores of the protein field, on plain arrays. What every field has is in core.bench.measures.
 
 truth, prediction   (items,) numbers; or strings with one label per residue, "-" where a residue is not scored
 """
@@ -6,11 +6,8 @@ truth, prediction   (items,) numbers; or strings with one label per residue, "-"
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
-
-from core.contracts import Metric
 
 UNSCORED = "-"
 
@@ -56,38 +53,6 @@ def recall_at(truth: Sequence[float], prediction: Sequence[float], share: float 
     return len(set(best) & set(chosen)) / top
 
 
-def classification(truth: Sequence[int], probabilities: Sequence[Sequence[float]], classes: int) -> dict[str, float]:
-    """auroc, auprc, mcc, balanced_accuracy, macro_f1, accuracy. Two classes: the second is the positive one; more: one
-    against the rest, averaged over classes. A class that never occurs in
-    `truth` leaves auroc and auprc undefined (NaN)."""
-    import torch
-    from torchmetrics.functional import classification as tm
-
-    p, t = torch.as_tensor(np.asarray(probabilities), dtype=torch.float64), torch.as_tensor(np.asarray(truth))
-    chosen, k = p.argmax(1), {"num_classes": classes}
-    complete = len(t.unique()) == classes
-    nan = float("nan")
-    if classes == 2:
-        auroc = tm.binary_auroc(p[:, 1], t).item() if complete else nan
-        auprc = tm.binary_average_precision(p[:, 1], t).item() if complete else nan
-    else:
-        auroc = tm.multiclass_auroc(p, t, **k).item() if complete else nan
-        auprc = tm.multiclass_average_precision(p, t, **k).item() if complete else nan
-    return {
-        "auroc": auroc,
-        "auprc": auprc,
-        "mcc": tm.multiclass_matthews_corrcoef(chosen, t, **k).item(),
-        "balanced_accuracy": _recall(t, chosen),
-        "macro_f1": tm.multiclass_f1_score(chosen, t, average="macro", **k).item(),
-        "accuracy": tm.multiclass_accuracy(chosen, t, average="micro", **k).item(),
-    }
-
-
-def _recall(truth, chosen) -> float:
-    """Mean over the classes that occur of the share found; torchmetrics counts absent classes as 0."""
-    return float(np.mean([(chosen[truth == c] == c).double().mean().item() for c in truth.unique()]))
-
-
 def contact_precision(
     contacts: Sequence[Sequence[int]], probability: np.ndarray, separation: int, divisor: int
 ) -> float | None:
@@ -103,18 +68,3 @@ def contact_precision(
     best = np.argsort(-probability[i, j], kind="stable")[:top]
     true = {(min(pair), max(pair)) for pair in map(tuple, contacts)}
     return sum((int(i[b]), int(j[b])) in true for b in best) / top
-
-
-def headline(name: str, rows: list[dict[str, Any]]) -> tuple[float, float] | None:
-    """95 % interval of a headline over groups of items: of a mean of `score`, or of a correlation or AUROC of (truth,
-    prediction), which the name says."""
-    from core.bench import scores, stats
-
-    found = scores.scores(name, [rows])
-    return stats.interval(found.samples()) if found is not None else None
-
-
-def mean(values: Sequence[float | None], unit: str = "", *, better: bool = True) -> Metric:
-    """The mean of the values that exist, NaN where none does."""
-    known = [v for v in values if v is not None]
-    return Metric(float(np.mean(known)) if known else float("nan"), unit, better, len(known))

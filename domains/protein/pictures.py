@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from core.bench import measures
 from core.bench.plots import BLUE, GREY, INK, ORANGE, new_figure, save
 from domains.protein import metrics
 
@@ -149,7 +150,7 @@ def _two(rows: list[dict[str, Any]], classes: Sequence[str], directory: Path) ->
     p = np.array([row["prediction"] for row in rows], float)
     if len(set(truth.tolist())) < 2:
         return []
-    found = metrics.classification(truth, [row["probabilities"] for row in rows], 2)
+    found = measures.classification(truth, [row["probabilities"] for row in rows], 2)
     order = np.argsort(-p, kind="stable")
     ends = np.append(np.flatnonzero(np.diff(p[order])), len(p) - 1)  # equal scores move together
     hits, misses = np.cumsum(truth[order])[ends], np.cumsum(1 - truth[order])[ends]

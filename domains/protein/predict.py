@@ -24,9 +24,9 @@ def read(path: Path, data: Mapping[str, Any] | None = None) -> list[dict[str, An
     data   the run's `data` config; None reads `sequence` and `id` columns
     DataError   as the readers of domains.protein.data; repeated ids
     """
+    from core.data.text import read_text
     from domains.protein.data.fasta import unlabelled
     from domains.protein.data.proteins import refuse_repeated_ids
-    from domains.protein.data.text import read_text
 
     source = {key: value for key, value in (data or {}).items() if value is not None}
     file, text = read_text(str(path))
@@ -40,8 +40,8 @@ def read(path: Path, data: Mapping[str, Any] | None = None) -> list[dict[str, An
 
 
 def _table(path: str, source: dict[str, Any]) -> list[dict[str, Any]]:
+    from core.data.text import read_table
     from domains.protein.data.table import Csv
-    from domains.protein.data.text import read_table
     from domains.protein.data.variants import Variants
 
     columns = read_table(path).columns

@@ -7,10 +7,10 @@ from __future__ import annotations
 import re
 from typing import Any, Literal, NamedTuple
 
+from core.data.text import Faults, read_text
 from domains.protein.data.crop import Shortening
 from domains.protein.data.proteins import Proteins, read_label, read_resolved, read_sequence, read_split
 from domains.protein.data.splits import Splitting
-from domains.protein.data.text import Faults, read_text
 
 ATTRIBUTE = re.compile(r"(\w+)=(\S+)")
 
@@ -98,7 +98,7 @@ class Fasta(Proteins):
         max_length: int | None = None,
         too_long: Literal["crop", "drop", "error"] = "crop",
     ):
-        splitting = Splitting(split, seed, val, test, threshold, clusters, limit, drop_leaks)
+        splitting = Splitting(split, seed, val, test, limit, threshold, clusters, drop_leaks)
         super().__init__(splitting, Shortening(max_length, too_long))
         self.path, self.labels, self.resolved = path, labels, resolved
         self.target, self.target_type, self.group = target, target_type, group

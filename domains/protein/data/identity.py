@@ -17,8 +17,8 @@ from functools import lru_cache
 
 import numpy as np
 
+from core.data.text import Faults, read_text
 from domains.protein.data.residues import STANDARD
-from domains.protein.data.text import Faults, read_text
 
 K = 4
 WINDOW = 60  # residues between the two hits

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from typing import Any, Literal
 
+from core.data.text import Faults, read_text
 from domains.protein.data.crop import Shortening
 from domains.protein.data.proteins import (
     Proteins,
@@ -18,7 +19,6 @@ from domains.protein.data.proteins import (
     read_split,
 )
 from domains.protein.data.splits import Splitting
-from domains.protein.data.text import Faults, read_text
 
 
 class Jsonl(Proteins):
@@ -46,7 +46,7 @@ class Jsonl(Proteins):
         max_length: int | None = None,
         too_long: Literal["crop", "drop", "error"] = "crop",
     ):
-        splitting = Splitting(split, seed, val, test, threshold, clusters, limit, drop_leaks)
+        splitting = Splitting(split, seed, val, test, limit, threshold, clusters, drop_leaks)
         super().__init__(splitting, Shortening(max_length, too_long))
         self.path, self.target, self.target_type = path, target, target_type
 

@@ -16,10 +16,11 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from core.contracts import Audit, Data, Split
+from core.data.splits import GIVEN
+from core.data.text import Faults
 from domains.protein.data.crop import Shortening
 from domains.protein.data.residues import clean
-from domains.protein.data.splits import GIVEN, Splitting
-from domains.protein.data.text import Faults
+from domains.protein.data.splits import Splitting
 
 TargetType = Literal["number", "class", "residue"]
 MISSING = frozenset({"", "na", "nan", "n/a", "none", "null", "-"})

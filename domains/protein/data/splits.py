@@ -1,8 +1,6 @@
-"""Splits of proteins into train, val and test that mean something. Every split keeps together what shares a group or a
-sequence; a split that is computed here is disjoint by id, sequence and group, or an error.
+"""Splits of proteins that mean something, beside `given` and `random` of core.data.splits. Every split keeps together
+what shares a group or a sequence.
 
-given               the file's own column; where it names no val, val is drawn from train
-random              groups at random
 identity            clusters of similar sequences (identity.py, or an external table); the cluster becomes the group
 one_vs_rest, two_vs_rest, three_vs_rest    train on variants with at most that many mutations, test on the rest
 low_vs_high         train on variants no better than the wild type (the median, where it was not measured)
@@ -12,174 +10,76 @@ contiguous, modulo  five position folds, stretches or every fifth: test on posit
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import ClassVar
 
 import numpy as np
 
-from core.errors import ConfigError, DataError, Problem, did_you_mean
+from core.data import splits
+from core.data.splits import Parts, Row, components
+from core.errors import ConfigError, DataError, Problem
 from domains.protein.data.residues import differences
 
-Row = dict[str, Any]
-SPLITS = ("train", "val", "test")
 MUTATIONS = {"one_vs_rest": 1, "two_vs_rest": 2, "three_vs_rest": 3}
-KINDS = ("given", "random", "identity", *MUTATIONS, "low_vs_high", "contiguous", "modulo")
-GIVEN = {"train": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val", "test": "test"}
 FOLDS = 5
 
 
 @dataclass(frozen=True)
-class Splitting:
-    """kind        one of KINDS                         seed       of every draw here
-    val, test   shares of the rows, 0 for none       threshold  identity (0..1) from which proteins share a cluster
+class Splitting(splits.Splitting):
+    """threshold   identity (0..1) from which proteins share a cluster
     clusters    MMseqs2 cluster table (representative, member), instead of computing them
-    limit       {split: n}: at most n rows, whole groups drawn with the seed; a smaller draw is part of a larger one
     drop_leaks  leave out of train (and val) what has the same sequence as a held-out row
     """
 
-    kind: str = "given"
-    seed: int = 0
-    val: float = 0.1
-    test: float = 0.2
+    KINDS: ClassVar = ("given", "random", "identity", *MUTATIONS, "low_vs_high", "contiguous", "modulo")
+    TOGETHER: ClassVar = ("group", "sequence")
     threshold: float = 0.3
     clusters: str | None = None
-    limit: dict[str, int] | None = None
     drop_leaks: bool = False
 
-    def __post_init__(self) -> None:
-        problems = []
-        if self.kind not in KINDS:
-            problems.append(Problem("data.split", self.kind, ", ".join(KINDS), did_you_mean(self.kind, KINDS)))
-        for name in ("val", "test"):
-            if not 0 <= getattr(self, name) < 1:
-                problems.append(Problem(f"data.{name}", str(getattr(self, name)), "a share from 0 to below 1"))
-        if not problems and self.val + self.test >= 1:
-            problems.append(Problem("data.val, data.test", f"{self.val} + {self.test}", "below 1 together"))
+    def problems(self) -> list[Problem]:
+        found = super().problems()
         if not 0 < self.threshold <= 1:
-            problems.append(Problem("data.threshold", str(self.threshold), "an identity above 0, up to 1"))
-        for name, n in (self.limit or {}).items():
-            if name not in SPLITS:
-                problems.append(Problem(f"data.limit.{name}", str(n), ", ".join(SPLITS), did_you_mean(name, SPLITS)))
-            elif not isinstance(n, int) or n < 1:
-                problems.append(Problem(f"data.limit.{name}", str(n), "at least 1"))
-        if problems:
-            raise ConfigError(problems=problems)
+            found.append(Problem("data.threshold", str(self.threshold), "an identity above 0, up to 1"))
+        return found
 
-    def __call__(self, rows: list[Row], file: str) -> dict[str, list[Row]]:
-        """Rows by split, in file order; DataError where a split that is asked for would be empty."""
-        split = _given if self.kind == "given" else _computed
-        parts = split(rows, self, file)
-        if self.drop_leaks:
-            held = {row["sequence"] for name in ("val", "test") for row in parts[name]}
-            tested = {row["sequence"] for row in parts["test"]}
-            parts["train"] = [row for row in parts["train"] if row["sequence"] not in held]
-            parts["val"] = [row for row in parts["val"] if row["sequence"] not in tested]
-        parts = {name: self._limited(name, part) for name, part in parts.items()}
-        empty = [name for name in SPLITS if not parts[name] and (name == "train" or getattr(self, name) > 0)]
-        if empty:
-            counts = ", ".join(f"{name} {len(part)}" for name, part in parts.items())
-            fix = "another data.split" if self.kind != "given" else "data.split=random or identity, or name the column"
-            raise DataError(where=file, got=f"split {self.kind} leaves {', '.join(empty)} empty ({counts})", fix=fix)
+    def finished(self, parts: Parts) -> Parts:
+        if not self.drop_leaks:
+            return parts
+        held = {row["sequence"] for name in ("val", "test") for row in parts[name]}
+        tested = {row["sequence"] for row in parts["test"]}
+        train = [row for row in parts["train"] if row["sequence"] not in held]
+        return parts | {"train": train, "val": [row for row in parts["val"] if row["sequence"] not in tested]}
+
+    def computed(self, rows: list[Row], file: str) -> Parts:
+        if self.kind == "identity":
+            rows = self._clustered(rows)
+        parts = super().computed(rows, file)
+        if self.kind in (*MUTATIONS, "low_vs_high") and self.val > 0:
+            self.hold_out(parts)
         return parts
 
-    def _limited(self, name: str, rows: list[Row]) -> list[Row]:
-        limit = (self.limit or {}).get(name)
-        if limit is None or len(rows) <= limit:
-            return rows
-        members: dict[str, int] = {}
-        for row in rows:
-            members[row["group"]] = members.get(row["group"], 0) + 1
-        names, chosen, total = list(members), set(), 0
-        for i in np.random.default_rng((self.seed, SPLITS.index(name))).permutation(len(names)):
-            if total + members[names[i]] > limit and chosen:
-                break
-            chosen.add(names[i])
-            total += members[names[i]]
-        return [row for row in rows if row["group"] in chosen]
+    def place(self, rows: list[Row], file: str) -> list[str | None]:
+        if self.kind in ("random", "identity"):
+            return self.drawn(rows)
+        places = _by_mutation(rows, self, file)
+        if self.kind in (*MUTATIONS, "low_vs_high"):
+            sides = [{r["group"] for r, at in zip(rows, places, strict=True) if at == s} for s in ("train", "test")]
+            if both := sides[0] & sides[1]:
+                got = f"{self.kind} puts group {min(both)} into train and test ({len(both)} such groups)"
+                raise DataError(where=file, got=got, allowed="groups that lie on one side", fix="leave data.group out")
+        return places
 
+    def _clustered(self, rows: list[Row]) -> list[Row]:
+        from domains.protein.data.identity import clusters, read_clusters
 
-def components(rows: list[Row], *keys: str) -> list[int]:
-    """A number per row; rows that share a value of any key, directly or through others, get the same."""
-    parent = list(range(len(rows)))
-
-    def root(i: int) -> int:
-        while parent[i] != i:
-            parent[i] = parent[parent[i]]
-            i = parent[i]
-        return i
-
-    for key in keys:
-        first: dict[str, int] = {}
-        for i, row in enumerate(rows):
-            a, b = root(i), root(first.setdefault(row[key], i))
-            parent[max(a, b)] = min(a, b)
-    return [root(i) for i in range(len(rows))]
-
-
-def _given(rows: list[Row], options: Splitting, file: str) -> dict[str, list[Row]]:
-    parts: dict[str, list[Row]] = {name: [] for name in SPLITS}
-    for row in rows:
-        if row["split"]:
-            parts[row["split"]].append(row)
-    if not parts["val"] and parts["train"] and options.val > 0:
-        _hold_out(parts, options)
-    return parts
-
-
-def _hold_out(parts: dict[str, list[Row]], options: Splitting) -> None:
-    """Move a share of train's components to val."""
-    rows = parts["train"]
-    taken = _draw(components(rows, "group", "sequence"), {"val": max(1, round(options.val * len(rows)))}, options.seed)
-    parts["val"] = [row for row, name in zip(rows, taken, strict=True) if name == "val"]
-    parts["train"] = [row for row, name in zip(rows, taken, strict=True) if name != "val"]
-
-
-def _draw(labels: list[int], targets: dict[str, int], seed: int) -> list[str]:
-    """Name per row: components at random into the first target that they still fit, the rest is train."""
-    sizes: dict[int, int] = {}
-    for label in labels:
-        sizes[label] = sizes.get(label, 0) + 1
-    left, place = dict(targets), {}
-    order = list(sizes)
-    for i in np.random.default_rng((seed, 7)).permutation(len(order)):
-        fits = [name for name, room in left.items() if 0 < sizes[order[i]] <= room]
-        place[order[i]] = fits[0] if fits else "train"
-        if fits:
-            left[fits[0]] -= sizes[order[i]]
-    return [place[label] for label in labels]
-
-
-def _computed(rows: list[Row], options: Splitting, file: str) -> dict[str, list[Row]]:
-    if options.kind in ("random", "identity"):
-        if options.kind == "identity":
-            from domains.protein.data.identity import clusters, read_clusters
-
-            ids = [row["id"] for row in rows]
-            if options.clusters:
-                names = read_clusters(options.clusters, ids)
-            else:
-                names = [ids[i] for i in clusters([row["sequence"] for row in rows], options.threshold)]
-            named = [{**row, "cluster": name} for row, name in zip(rows, names, strict=True)]
-            joined = components(named, "cluster", "group")
-            rows = [{**row, "group": names[i]} for row, i in zip(rows, joined, strict=True)]
-        labels = components(rows, "group", "sequence")
-        shares = {"test": options.test, "val": options.val}
-        targets = {name: max(1, round(share * len(rows))) for name, share in shares.items() if share > 0}
-        places = _draw(labels, targets, options.seed)
-    else:
-        places = _by_mutation(rows, options, file)
-    parts: dict[str, list[Row]] = {name: [] for name in SPLITS}
-    for row, place in zip(rows, places, strict=True):
-        if place:
-            parts[place].append(row)
-    if options.kind in (*MUTATIONS, "low_vs_high"):
-        both = {row["group"] for row in parts["train"]} & {row["group"] for row in parts["test"]}
-        if both:
-            got = f"{options.kind} puts group {min(both)} into train and test ({len(both)} such groups)"
-            raise DataError(where=file, got=got, allowed="groups that lie on one side", fix="leave data.group out")
-        if options.val > 0:
-            _hold_out(parts, options)
-    assert_disjoint(parts)
-    return parts
+        ids = [row["id"] for row in rows]
+        if self.clusters:
+            names = read_clusters(self.clusters, ids)
+        else:
+            names = [ids[i] for i in clusters([row["sequence"] for row in rows], self.threshold)]
+        named = [{**row, "cluster": name} for row, name in zip(rows, names, strict=True)]
+        joined = components(named, "cluster", "group")
+        return [{**row, "group": names[i]} for row, i in zip(rows, joined, strict=True)]
 
 
 def _by_mutation(rows: list[Row], options: Splitting, file: str) -> list[str | None]:
@@ -221,10 +121,3 @@ def _by_position(changed: list[list[int]], options: Splitting) -> list[str | Non
         seen = {names.get(fold[position], "train") for position in positions} or {"train"}
         places.append(seen.pop() if len(seen) == 1 else None)
     return places
-
-
-def assert_disjoint(parts: dict[str, list[Row]]) -> None:
-    """AssertionError where two splits share an id, a sequence or a group: a bug here, never the user's fault."""
-    for key in ("id", "sequence", "group"):
-        values = [{row[key] for row in part} for part in parts.values()]
-        assert len(set().union(*values)) == sum(map(len, values)), f"{key} in two splits"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+from core.data.text import Faults, Table, read_table, require
 from domains.protein.data.crop import Shortening
 from domains.protein.data.fasta import unlabelled
 from domains.protein.data.proteins import (
@@ -16,7 +17,6 @@ from domains.protein.data.proteins import (
 )
 from domains.protein.data.residues import clean, differences, parse_mutations
 from domains.protein.data.splits import Splitting
-from domains.protein.data.text import Faults, Table, read_table, require
 
 SPLIT_COLUMNS = ("split", "set")
 
@@ -60,7 +60,7 @@ class Csv(Proteins):
         max_length: int | None = None,
         too_long: Literal["crop", "drop", "error"] = "crop",
     ):
-        splitting = Splitting(split, seed, val, test, threshold, clusters, limit, drop_leaks)
+        splitting = Splitting(split, seed, val, test, limit, threshold, clusters, drop_leaks)
         super().__init__(splitting, Shortening(max_length, too_long))
         self.path, self.seq, self.target, self.target_type = path, seq, target, target_type
         self.id, self.group, self.resolved = id, group, resolved

@@ -13,11 +13,12 @@ from typing import Any, Literal
 
 import numpy as np
 
+from core.data.splits import assert_disjoint
 from core.errors import ConfigError
 from domains.protein.data.crop import Shortening
 from domains.protein.data.packing import contacts
 from domains.protein.data.proteins import Proteins
-from domains.protein.data.splits import Splitting, assert_disjoint
+from domains.protein.data.splits import Splitting
 from domains.protein.data.world import INDEX, RESIDUES, World
 
 __all__ = ["Twin", "World"]
@@ -64,7 +65,7 @@ class Twin(Proteins):
                 parts[split] = [
                     {"id": p["id"], "group": p["group"], "sequence": p["sequence"], **self._answer(p)} for p in proteins
                 ]
-        assert_disjoint(parts)
+        assert_disjoint(parts, ("id", "sequence", "group"))
         self._whole, self._items = parts, dict(parts)
 
     def _answer(self, protein: dict[str, Any]) -> dict[str, Any]:

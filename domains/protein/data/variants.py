@@ -6,13 +6,13 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+from core.data.text import Faults, read_table, read_text, require
 from core.errors import ConfigError
 from domains.protein.data.crop import Shortening
 from domains.protein.data.proteins import MISSING, Proteins, read_label, read_split
 from domains.protein.data.residues import clean, mutate, parse_mutations
 from domains.protein.data.splits import Splitting
 from domains.protein.data.table import split_column, wildtype_sequence
-from domains.protein.data.text import Faults, read_table, read_text, require
 
 
 class Variants(Proteins):
@@ -52,7 +52,7 @@ class Variants(Proteins):
         max_length: int | None = None,
         too_long: Literal["crop", "drop", "error"] = "crop",
     ):
-        splitting = Splitting(split, seed, val, test, threshold, clusters, limit, drop_leaks)
+        splitting = Splitting(split, seed, val, test, limit, threshold, clusters, drop_leaks)
         super().__init__(splitting, Shortening(max_length, too_long))
         if (wildtype is None) == (template is None):
             got = "neither" if wildtype is None else "both"

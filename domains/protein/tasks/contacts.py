@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from core.bench import measures
 from core.contracts import Backbone, Data, Metric, Output, Task
 from core.errors import Problem
 from domains.protein import metrics, zero_shot
@@ -127,8 +128,8 @@ class Contacts(Task):
             row["score"] = row["precision"][self.metric]
         known = [row for row in rows if row["score"] is not None]
         names = [self.metric, *(_name(d, s) for s in SEPARATIONS for d in DIVISORS if _name(d, s) != self.metric)]
-        out = {name: metrics.mean([row["precision"][name] for row in rows]) for name in names}
-        out[self.metric] = out[self.metric]._replace(ci95=metrics.headline(self.metric, known))
+        out = {name: measures.mean([row["precision"][name] for row in rows]) for name in names}
+        out[self.metric] = out[self.metric]._replace(ci95=measures.headline(self.metric, known))
         return out
 
     def zero_shot(self, backbone: Backbone, data: Data) -> list[dict[str, Any]] | None:

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from core.bench import measures
 from core.contracts import Backbone, Data, Metric, Output, Task
 from core.errors import ConfigError
 from domains.protein import metrics, zero_shot
@@ -88,9 +89,9 @@ class MaskedLM(Task):
         total = sum(weights)
         nll = sum(row["score"] * w for row, w in zip(known, weights, strict=True)) / total if total else float("nan")
         right = sum(metrics.agreement(row["truth"], row["prediction"])[0] for row in known)
-        mean = metrics.mean([row["score"] for row in known], "nat", better=False)
+        mean = measures.mean([row["score"] for row in known], "nat", better=False)
         return {
-            "nll": mean._replace(ci95=metrics.headline("nll", known)),
+            "nll": mean._replace(ci95=measures.headline("nll", known)),
             "perplexity": Metric(math.exp(nll), "", False, total),
             "masked_accuracy": Metric(right / total if total else float("nan"), n=total),
         }

@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from core.bench import measures
 from core.contracts import Backbone, Data, Metric, Output, Task
 from core.errors import ConfigError, Problem
-from domains.protein import metrics
 from domains.protein.tasks import reading
 from domains.protein.tasks.heads import Pool, ProteinHead, at_sites
 
@@ -106,13 +106,13 @@ class ProteinClassification(Task):
         its share of the balanced accuracy: right / (classes that occur * relative frequency of its class)."""
         k = len(self.classes)
         truth = [row["truth"] if k == 2 else self.classes.index(row["truth"]) for row in rows]
-        found = metrics.classification(truth, [row["probabilities"] for row in rows], k)
+        found = measures.classification(truth, [row["probabilities"] for row in rows], k)
         if k > 2:
             frequency = {t: truth.count(t) / len(truth) for t in set(truth)}
             for row, t in zip(rows, truth, strict=True):
                 row["score"] = (row["prediction"] == row["truth"]) / (len(frequency) * frequency[t])
         out = {key: Metric(value, n=len(rows)) for key, value in found.items()}
-        out[self.metric] = out[self.metric]._replace(ci95=metrics.headline(self.metric, rows))
+        out[self.metric] = out[self.metric]._replace(ci95=measures.headline(self.metric, rows))
         return {self.metric: out.pop(self.metric), **out}
 
     def baselines(self, data: Data) -> dict[str, list[dict[str, Any]]]:

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from core.bench import measures
 from core.contracts import Backbone, Data, Metric, Output, Task
 from core.errors import DataError, Problem
 from domains.protein import metrics
@@ -117,7 +118,7 @@ def rank_metrics(rows: list[dict[str, Any]], *, squared: bool) -> dict[str, Metr
     truth, prediction = [row["truth"] for row in rows], [row["prediction"] for row in rows]
     value, constant = metrics.spearman(truth, prediction)
     out = {
-        "spearman": Metric(value, n=len(rows), ci95=None if constant else metrics.headline("spearman", rows)),
+        "spearman": Metric(value, n=len(rows), ci95=None if constant else measures.headline("spearman", rows)),
         "ndcg@10%": Metric(metrics.ndcg(truth, prediction), n=len(rows)),
         "recall@10%": Metric(metrics.recall_at(truth, prediction), n=len(rows)),
     }

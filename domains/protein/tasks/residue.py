@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from core.bench import measures
 from core.contracts import Backbone, Data, Metric, Output, Task
 from core.errors import ConfigError, Problem
 from domains.protein import metrics
@@ -125,9 +126,9 @@ class ResidueClassification(Task):
             row["score"] = right / scored if scored else None
         scored_rows = [row for row in rows if row["score"] is not None]
         right, scored = (sum(column) for column in zip(*counts, strict=True)) if counts else (0, 0)
-        headline = metrics.mean([row["score"] for row in rows])
+        headline = measures.mean([row["score"] for row in rows])
         return {
-            self.metric: headline._replace(ci95=metrics.headline(self.metric, scored_rows)),
+            self.metric: headline._replace(ci95=measures.headline(self.metric, scored_rows)),
             f"{self.metric}_residue": Metric(right / scored if scored else float("nan"), n=scored),
             "macro_f1": Metric(self._macro_f1(rows), n=scored),
         }

@@ -8,11 +8,11 @@ from biotite.sequence.io.fasta import FastaFile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from core.data.text import read_table
 from core.errors import ConfigError, DataError
 from domains.protein.data.fasta import Fasta, read_fasta, unlabelled
 from domains.protein.data.residues import STANDARD, clean, mutate, parse_mutations
 from domains.protein.data.table import Csv
-from domains.protein.data.text import read_table
 from domains.protein.data.variants import Variants
 
 proteins = st.text(STANDARD, min_size=1, max_size=30)

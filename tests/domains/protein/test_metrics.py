@@ -7,6 +7,7 @@ import pytest
 from scipy import stats as scipy_stats
 from sklearn import metrics as sk
 
+from core.bench import measures
 from domains.protein import metrics
 
 
@@ -53,7 +54,7 @@ def test_classification_agrees_with_sklearn(classes):
     p = rng.dirichlet(np.ones(classes), 300)
     p[np.arange(300), truth] += 0.3
     p /= p.sum(1, keepdims=True)
-    found, best = metrics.classification(truth, p, classes), p.argmax(1)
+    found, best = measures.classification(truth, p, classes), p.argmax(1)
     one_hot = np.eye(classes)[truth]
     auroc = sk.roc_auc_score(truth, p[:, 1]) if classes == 2 else sk.roc_auc_score(one_hot, p)
     auprc = sk.average_precision_score(truth, p[:, 1]) if classes == 2 else sk.average_precision_score(one_hot, p)
@@ -71,7 +72,7 @@ def test_classification_agrees_with_sklearn(classes):
 
 
 def test_a_class_without_items_is_undefined_not_zero():
-    found = metrics.classification([0, 0, 1], [[0.6, 0.3, 0.1], [0.5, 0.4, 0.1], [0.1, 0.8, 0.1]], 3)
+    found = measures.classification([0, 0, 1], [[0.6, 0.3, 0.1], [0.5, 0.4, 0.1], [0.1, 0.8, 0.1]], 3)
     assert math.isnan(found["auroc"]) and found["balanced_accuracy"] == 1.0
 
 
@@ -90,16 +91,16 @@ def test_contact_precision_by_hand():
 def test_headline_interval_draws_groups():
     """Two groups of equal items: a resample holds 0, 1 or 2 of the good one, so the interval is [0, 1]."""
     rows = [{"id": str(i), "group": str(i // 50), "score": float(i < 50)} for i in range(100)]
-    assert metrics.headline("q3", rows) == (0.0, 1.0)
+    assert measures.headline("q3", rows) == (0.0, 1.0)
     for row in rows:
         row["group"] = row["id"]
-    low, high = metrics.headline("q3", rows)
+    low, high = measures.headline("q3", rows)
     assert 0.38 < low < 0.45 and 0.55 < high < 0.62  # binomial: .5 +- 1.96 * .05
 
     rng = np.random.default_rng(0)
     t = rng.normal(size=300)
     rows = [{"id": str(i), "group": str(i), "truth": a, "prediction": a + b} for i, (a, b) in
             enumerate(zip(t.tolist(), rng.normal(size=300).tolist(), strict=True))]  # fmt: skip
-    low, high = metrics.headline("spearman", rows)
+    low, high = measures.headline("spearman", rows)
     value = scipy_stats.spearmanr([r["truth"] for r in rows], [r["prediction"] for r in rows]).statistic
     assert low < value < high and high - low < 0.2
