@@ -64,6 +64,8 @@ class Backbone(nn.Module):
     channel_axis role -> axis of the channels in that module's output, where the structure does not tell
     heads        attention heads, one number or one per attention site
     width        channels of `Output.hidden`
+    reads_head   forward reads the acting head (core.adapters.acting_head), a new speaker's vector for instance: to train
+                 a head alone then needs the network's gradients, too
     tokenizer    small picklable object: `tokenizer(sequences) -> dict of tensors`; None where a field has none
     """
 
@@ -73,6 +75,7 @@ class Backbone(nn.Module):
     heads: int | list[int] | None = None
     token_port: TokenPort | None = None
     width: int = 0
+    reads_head: ClassVar[bool] = False
     tokenizer: Any = None
     net: nn.Module
 
@@ -138,11 +141,17 @@ class Task(nn.Module):
     """What is asked of the hidden states, and how the answer is scored. Holds no trained parameter: its head belongs to
     the adapter, and is saved with it.
 
-    metric, mode   name of the headline metric and whether more is better; selects the checkpoint
+    metric, mode   name of the headline metric and whether more is better
+    watch          (metric, mode) on validation rows that selects the checkpoint and the sweep's learning rate, where the
+                   headline is too slow to be had during training; None: the headline itself
     """
 
     metric: str = ""
     mode: Literal["max", "min"] = "max"
+    watch: tuple[str, Literal["max", "min"]] | None = None
+
+    def selection(self) -> tuple[str, Literal["max", "min"]]:
+        return self.watch or (self.metric, self.mode)
 
     def check(self, data: Data, backbone: Backbone) -> None:
         """DataError or ConfigError where the data's fields, labels or the backbone do not suit. Fits scalers."""
@@ -163,6 +172,17 @@ class Task(nn.Module):
         """One JSON-ready dict per item of the batch, in order: `id`, `prediction`, `truth` where the batch has it."""
         raise NotImplementedError
 
+    def infer(
+        self, model: nn.Module, batch: dict[str, Any], head: nn.Module | None, output: Output | None = None, *, final=True
+    ) -> Iterator[dict[str, Any]]:
+        """Prediction rows of one batch at evaluation, as `predict` gives them. A task whose answer is more than one
+        forward pass (generation, sliding windows, synthesis) does it here.
+
+        output   `model(batch)`, where it is known already
+        final    False in a validation during training: rows that `watch` needs, and quickly
+        """
+        yield from self.predict(model(batch) if output is None else output, batch, head)
+
     def score(self, rows: list[dict[str, Any]]) -> dict[str, Metric]:
         """All metrics over prediction rows (each with `id`, `group`, `truth`, `prediction`); intervals on the headline.
 
@@ -177,6 +197,12 @@ class Task(nn.Module):
         """Prediction rows on the test split from the frozen backbone alone, where the task has such a score."""
         return None
 
+    def retention(self, model: Backbone, data: Data) -> Metric | None:
+        """What the base could do before, on held-out data of its old task. Asked once with the adapter off and once
+        after training: the record's `forgetting`."""
+        return None
+
     def pictures(self, rows: list[dict[str, Any]], directory) -> list[str]:
-        """Write the field's own pictures (SVG) of prediction rows, the worst case included; returns the file names."""
+        """Write the field's own pictures (.svg, .png) and sounds (.ogg, .flac, .wav) of prediction rows, the worst case
+        included; returns the file names. A run card shows about 400 KB of them."""
         return []

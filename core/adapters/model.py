@@ -278,6 +278,13 @@ def head(model: nn.Module, name: str = "default") -> nn.Module | None:
     return state_of(model).heads[name] if name in state_of(model).heads else None
 
 
+def acting_head(model: nn.Module) -> nn.Module | None:
+    """The head of the adapter that is active, None for the base alone: for networks that read it inside."""
+    state = model._modules.get(STATE)
+    owners = [name for name in state.routing.active if name in state.heads] if state is not None else []
+    return state.heads[owners[0]] if owners else None
+
+
 def trainable(model: nn.Module, name: str = "default") -> dict[str, nn.Parameter]:
     """tensor key -> parameter: the adapter's own, then its head's (`head|...`); what an optimiser gets."""
     adapter = record(model, name)

@@ -52,7 +52,8 @@ class PeftModule(L.LightningModule):
         net = network(model)
         trained = {id(p) for p in tensors.values()}
         self.base_trains = any(id(p) in trained for p in _outside_adapters(net, model, "parameters"))
-        self.frozen_backbone = bool(tensors) and all(key.startswith("head|") for key in tensors)
+        only_head = bool(tensors) and all(key.startswith("head|") for key in tensors)
+        self.frozen_backbone = only_head and not getattr(model, "reads_head", False)
         self.frozen_norms = [] if self.base_trains else frozen_statistics(model)
         self.window: list[tuple[Tensor, Tensor, int, list]] = []  # of the running accumulation, this rank's
         self.step: Step | None = None
@@ -185,12 +186,13 @@ class PeftModule(L.LightningModule):
         self.val_loss.append(loss)
 
     def evaluate(self, batch: dict[str, Any]) -> tuple[list[dict[str, Any]], tuple[float, float]]:
-        """(prediction rows, (sum of the losses, items)) of one batch, without gradients."""
+        """(prediction rows, (sum of the losses, items)) of one validation batch, without gradients."""
         if not batch.get("weight", 1.0):
             return [], (0.0, 0.0)
         output = self(batch)
         total, count = self.task.loss(output, batch, self.head)
-        return list(self.task.predict(output, batch, self.head)), (float(total), float(count))
+        rows = self.task.infer(self.model, batch, self.head, output, final=False)
+        return list(rows), (float(total), float(count))
 
     def on_validation_epoch_end(self) -> None:
         rows, losses = self.rows, self.val_loss
