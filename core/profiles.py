@@ -3,9 +3,13 @@
     # profiles/gpt_neox.yaml   query, key and value interleaved per head
     match: [gpt_neox.layers.*.attention.query_key_value, gpt_neox.embed_in]     # all must be there
     heads: config.num_attention_heads                                           # attribute path in the network
+    batch_axis: {attn.q: 1}                                                     # optional; as in a Backbone
+    channel_axis: {block: 1}                                                    # optional
+    token_port: {blocks: gpt_neox.layers.*, dim: config.hidden_size}            # optional; fields of TokenPort
     roles:
       attn.q: gpt_neox.layers.*.attention.query_key_value[0/3*{heads}]
       mlp.in: gpt_neox.layers.*.mlp.dense_h_to_4h
+    port: {model: gpt_neox, embed: embed_in, positions: position_ids}           # where virtual tokens enter, if they may
 
 A backbone that loads any model of a library finds the profile that matches the live module tree: names drift between
 versions, so the tree decides, not the class.
@@ -14,7 +18,7 @@ versions, so the tree decides, not the class.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import reduce
 from pathlib import Path
 from typing import Any
@@ -22,29 +26,36 @@ from typing import Any
 from torch import nn
 
 from core.adapters.sites import resolve
+from core.contracts import TokenPort
 from core.errors import ConfigError, Problem
 
-KEYS = ("match", "roles", "heads")
+KEYS = ("match", "roles", "heads", "batch_axis", "channel_axis", "token_port")
 
 
 @dataclass(frozen=True)
 class Profile:
-    """name of the family, roles -> patterns (heads filled in), attention heads or None"""
+    """name of the family, roles -> patterns (heads filled in), attention heads or None; the rest as in a Backbone"""
 
     name: str
     roles: dict[str, str | list[str]]
     heads: int | None
+    batch_axis: dict[str, int]
+    channel_axis: dict[str, int]
+    token_port: TokenPort | None
 
 
-def find(net: nn.Module, folder: Path) -> Profile:
+def find(net: nn.Module, folder: Path, *, required: bool = True) -> Profile | None:
     """The profile in `folder` whose `match` paths the network has; of several, the one that asks for most.
 
+    required      False: None where no profile fits
     ConfigError   no profile fits (says what the network has), or a profile is malformed"""
     fitting = []
     for file in sorted(folder.glob("*.yaml")):
         content = _read(file)
         if _has(net, content["match"]):
             fitting.append((len(content["match"]), file, content))
+    if not fitting and not required:
+        return None
     if not fitting:
         names = ", ".join(file.stem for file in sorted(folder.glob("*.yaml")))
         paths = [path for path, module in net.named_modules() if path and not list(module.children())]
@@ -53,12 +64,18 @@ def find(net: nn.Module, folder: Path) -> Profile:
             "backbone family", got, names, f"write {folder / 'NAME.yaml'}: match, roles; see core/profiles.py"
         )
     _, file, content = max(fitting, key=lambda found: found[0])
-    heads = content.get("heads")
-    if isinstance(heads, str):
-        heads = reduce(getattr, heads.split("."), net)
+    heads, port = _looked_up(net, content.get("heads")), dict(content.get("token_port") or {})
+    if port:
+        port["dim"] = _looked_up(net, port.get("dim"))
     roles = {role: _filled(pattern, heads) for role, pattern in content["roles"].items()}
     resolve(net, roles, roles)  # a role that matches nothing is an error here, not at the first adapter
-    return Profile(file.stem, roles, heads)
+    axes = [dict(content.get(key) or {}) for key in ("batch_axis", "channel_axis")]
+    return Profile(file.stem, roles, heads, *axes, TokenPort(**port) if port else None)
+
+
+def _looked_up(net: nn.Module, value: Any) -> Any:
+    """A number, or what an attribute path in the network holds."""
+    return reduce(getattr, value.split("."), net) if isinstance(value, str) else value
 
 
 def _read(file: Path) -> Mapping[str, Any]:
@@ -72,9 +89,19 @@ def _read(file: Path) -> Mapping[str, Any]:
     problems += [
         Problem(f"{file}, {key}", "missing", ", ".join(KEYS)) for key in ("match", "roles") if key not in content
     ]
+    problems += [
+        Problem(f"{file}, port.{key}", "unknown key", ", ".join(PORT), did_you_mean(key, PORT))
+        for key in content.get("port", {})
+        if key not in PORT
+    ]
     if problems:
         raise ConfigError(problems=problems)
     return content
+
+
+def _pairs(value: Any) -> Any:
+    """YAML's lists as the tuples that a frozen port holds."""
+    return tuple(map(_pairs, value)) if isinstance(value, list) else value
 
 
 def _has(net: nn.Module, patterns: list[str]) -> bool:

@@ -12,6 +12,8 @@ FAMILIES = {
     "llama": """
 match: [model.layers.*.self_attn.q_proj, model.layers.*.mlp.gate_proj]
 heads: config.num_attention_heads
+channel_axis: {block: 2}
+token_port: {blocks: model.layers.*, dim: config.hidden_size}
 roles: {attn.q: model.layers.*.self_attn.q_proj, mlp.out: model.layers.*.mlp.down_proj}
 """,
     "gpt_neox": """
@@ -36,6 +38,11 @@ def test_the_tree_chooses_the_family(network, folder):
     assert found.name == network and found.heads == 4
     attach(subject.model, "lora", targets=["attn.q"], roles=found.roles, example=subject.example, rank=2)
     assert [row.role for row in summary(subject.model).rows] == ["attn.q"] * 2
+    if network == "llama":
+        assert found.channel_axis == {"block": 2} and (found.token_port.blocks, found.token_port.dim) == (
+            "model.layers.*",
+            32,
+        )
     if network == "gpt_neox":  # the query rows of each of 4 heads, as in the hand-written roles
         hand = zoo.build(network)
         attach(hand.model, "lora", targets=["attn.q"], roles=hand.roles, example=hand.example, rank=2)
@@ -48,6 +55,7 @@ def test_no_family_says_what_the_network_has_and_what_to_write(folder):
         profiles.find(zoo.build("lstm").model, folder)
     assert "Recurrent with rnn, out" in str(caught.value) and "gpt_neox, llama" in str(caught.value)
     assert "NAME.yaml" in str(caught.value)
+    assert profiles.find(zoo.build("lstm").model, folder, required=False) is None
 
 
 def test_a_malformed_profile_is_named(folder):
