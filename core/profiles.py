@@ -5,11 +5,10 @@
     heads: config.num_attention_heads                                           # attribute path in the network
     batch_axis: {attn.q: 1}                                                     # optional; as in a Backbone
     channel_axis: {block: 1}                                                    # optional
-    token_port: {blocks: gpt_neox.layers.*, dim: config.hidden_size}            # optional; fields of TokenPort
     roles:
       attn.q: gpt_neox.layers.*.attention.query_key_value[0/3*{heads}]
       mlp.in: gpt_neox.layers.*.mlp.dense_h_to_4h
-    port: {model: gpt_neox, embed: embed_in, positions: position_ids}           # where virtual tokens enter, if they may
+    port: {model: gpt_neox, embed: embed_in, positions: position_ids}           # optional: where virtual tokens enter
 
 A backbone that loads any model of a library finds the profile that matches the live module tree: names drift between
 versions, so the tree decides, not the class.
@@ -27,9 +26,10 @@ from torch import nn
 
 from core.adapters.sites import resolve
 from core.contracts import TokenPort
-from core.errors import ConfigError, Problem
+from core.errors import ConfigError, Problem, did_you_mean
 
-KEYS = ("match", "roles", "heads", "batch_axis", "channel_axis", "token_port")
+KEYS = ("match", "roles", "heads", "batch_axis", "channel_axis", "port")
+PORT = [field.name for field in fields(TokenPort)]
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Profile:
     heads: int | None
     batch_axis: dict[str, int]
     channel_axis: dict[str, int]
-    token_port: TokenPort | None
+    port: TokenPort | None
 
 
 def find(net: nn.Module, folder: Path, *, required: bool = True) -> Profile | None:
@@ -64,9 +64,10 @@ def find(net: nn.Module, folder: Path, *, required: bool = True) -> Profile | No
             "backbone family", got, names, f"write {folder / 'NAME.yaml'}: match, roles; see core/profiles.py"
         )
     _, file, content = max(fitting, key=lambda found: found[0])
-    heads, port = _looked_up(net, content.get("heads")), dict(content.get("token_port") or {})
-    if port:
-        port["dim"] = _looked_up(net, port.get("dim"))
+    heads = _looked_up(net, content.get("heads"))
+    port = {name: _pairs(value) for name, value in (content.get("port") or {}).items()}
+    if "dim" in port:
+        port["dim"] = _looked_up(net, port["dim"])
     roles = {role: _filled(pattern, heads) for role, pattern in content["roles"].items()}
     resolve(net, roles, roles)  # a role that matches nothing is an error here, not at the first adapter
     axes = [dict(content.get(key) or {}) for key in ("batch_axis", "channel_axis")]

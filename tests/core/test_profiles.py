@@ -13,7 +13,7 @@ FAMILIES = {
 match: [model.layers.*.self_attn.q_proj, model.layers.*.mlp.gate_proj]
 heads: config.num_attention_heads
 channel_axis: {block: 2}
-token_port: {blocks: model.layers.*, dim: config.hidden_size}
+port: {blocks: model.layers.*, dim: config.hidden_size}
 roles: {attn.q: model.layers.*.self_attn.q_proj, mlp.out: model.layers.*.mlp.down_proj}
 """,
     "gpt_neox": """
@@ -39,10 +39,7 @@ def test_the_tree_chooses_the_family(network, folder):
     attach(subject.model, "lora", targets=["attn.q"], roles=found.roles, example=subject.example, rank=2)
     assert [row.role for row in summary(subject.model).rows] == ["attn.q"] * 2
     if network == "llama":
-        assert found.channel_axis == {"block": 2} and (found.token_port.blocks, found.token_port.dim) == (
-            "model.layers.*",
-            32,
-        )
+        assert found.channel_axis == {"block": 2} and found.port.blocks == "model.layers.*" and found.port.dim == 32
     if network == "gpt_neox":  # the query rows of each of 4 heads, as in the hand-written roles
         hand = zoo.build(network)
         attach(hand.model, "lora", targets=["attn.q"], roles=hand.roles, example=hand.example, rank=2)
