@@ -17,6 +17,7 @@ from torch import Tensor
 
 from core import pretraining
 from domains.text.data.world import SYLLABLES, corpus
+from domains.text.pretraining.initialiser import initialise
 
 IGNORE = -100
 
@@ -63,9 +64,7 @@ def network(recipe: Recipe, vocabulary: int):
         bos_token_id=1,
         eos_token_id=2,
     )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(recipe.seed)
-        return LlamaForCausalLM(config)
+    return initialise(LlamaForCausalLM(config), recipe.seed)
 
 
 Encoded = list[tuple[list[int], int]]  # (ids with begin and end, tokens of the prompt with begin)
