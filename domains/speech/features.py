@@ -70,11 +70,11 @@ def same_recipe(**parts: MelRecipe) -> None:
         raise ConfigError(problems=problems)
 
 
-def same_rate(rate: int, recipe: MelRecipe, where: str) -> None:
-    """ConfigError: samples of another rate than the recipe's."""
-    if rate != recipe.sample_rate:
-        fix = f"resample: data.sample_rate={recipe.sample_rate}"
-        raise ConfigError(where, f"{rate} Hz", f"{recipe.sample_rate} Hz, the backbone's sample rate", fix)
+def same_rate(found: int, wanted: int, where: str) -> None:
+    """ConfigError: samples of another rate than the backbone's."""
+    if found != wanted:
+        fix = f"resample: data.sample_rate={wanted}"
+        raise ConfigError(where, f"{found} Hz", f"{wanted} Hz, the backbone's sample rate", fix)
 
 
 def audio_library():
