@@ -1,0 +1,1 @@
+"""Language models: where their roles are."""
