@@ -64,7 +64,7 @@ class Backbone(nn.Module):
     channel_axis role -> axis of the channels in that module's output, where the structure does not tell
     heads        attention heads, one number or one per attention site
     width        channels of `Output.hidden`
-    reads_head   forward reads the acting head (core.adapters.acting_head), a new speaker's vector for instance: to train
+    reads_head   forward reads the acting head (core.adapters.acting_head), a new speaker's vector say: to train
                  a head alone then needs the network's gradients, too
     tokenizer    small picklable object: `tokenizer(sequences) -> dict of tensors`; None where a field has none
     """
@@ -142,13 +142,15 @@ class Task(nn.Module):
     the adapter, and is saved with it.
 
     metric, mode   name of the headline metric and whether more is better
-    watch          (metric, mode) on validation rows that selects the checkpoint and the sweep's learning rate, where the
+    watch          (metric, mode) on validation rows that selects the checkpoint and a sweep's learning rate, where the
                    headline is too slow to be had during training; None: the headline itself
+    retained       name of what `retention` measures
     """
 
     metric: str = ""
     mode: Literal["max", "min"] = "max"
     watch: tuple[str, Literal["max", "min"]] | None = None
+    retained: str = "retention"
 
     def selection(self) -> tuple[str, Literal["max", "min"]]:
         return self.watch or (self.metric, self.mode)
@@ -173,7 +175,13 @@ class Task(nn.Module):
         raise NotImplementedError
 
     def infer(
-        self, model: nn.Module, batch: dict[str, Any], head: nn.Module | None, output: Output | None = None, *, final=True
+        self,
+        model: nn.Module,
+        batch: dict[str, Any],
+        head: nn.Module | None,
+        output: Output | None = None,
+        *,
+        final=True,
     ) -> Iterator[dict[str, Any]]:
         """Prediction rows of one batch at evaluation, as `predict` gives them. A task whose answer is more than one
         forward pass (generation, sliding windows, synthesis) does it here.

@@ -47,18 +47,24 @@ def open_run(directory: Path) -> Shipped:
 
 
 def predict(directory: Path, source: Path, out: Path, *, batch_size: int = 16) -> str:
-    """Writes one row per item of `source` to `out` (.csv or .jsonl), in its order; says how many.
+    """Writes one row per item of `source` to `out` (.csv or .jsonl), in its order; says how many. Where the field
+    answers in files of its own (masks, sound), `out` may be a folder for them.
 
     The field reads the file: `domains.<field>.predict.read(path, data)` gives the items, without labels; `data` is the
-    run's own data config, which says how its columns are named.
+    run's own data config, which says how its columns are named. `write(run, items, out, batch_size)` fills a folder.
     """
-    if out.suffix not in (".csv", ".jsonl"):
-        raise ConfigError("--out", out.name, "a name that ends in .csv or .jsonl")
+    cfg = read(directory)
+    field = importlib.import_module(f"domains.{cfg.domain}.predict")
+    table, files = out.suffix in (".csv", ".jsonl"), getattr(field, "write", None)
+    if not table and (files is None or out.suffix):
+        allowed = "a name that ends in .csv or .jsonl" + (", or a folder" if files else "")
+        raise ConfigError("--out", out.name, allowed)
     if batch_size < 1:
         raise ConfigError("--batch-size", batch_size, "1 or more")
-    cfg = read(directory)
-    items = list(importlib.import_module(f"domains.{cfg.domain}.predict").read(source, cfg.data))
+    items = list(field.read(source, cfg.data))
     run = open_run(directory)
+    if not table:
+        return files(run, items, out, batch_size)
     rows = list(_rows(run, items, batch_size))
     text = _jsonl(rows) if out.suffix == ".jsonl" else _csv(rows)
     from core.bench.result import write_whole
@@ -76,7 +82,7 @@ def _rows(run: Shipped, items: Sequence[dict[str, Any]], batch_size: int) -> Ite
         batch = run.task.collate(list(items[start : start + batch_size]), run.model.tokenizer)
         batch = {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
         with torch.inference_mode():
-            yield from run.task.predict(model(batch), batch, run.head)
+            yield from run.task.infer(model, batch, run.head)
 
 
 def _jsonl(rows: list[dict[str, Any]]) -> str:

@@ -21,8 +21,9 @@ from core.bench.result import Record, write_whole
 from core.errors import DataError
 
 FILE = "card.html"
-_PICTURES = {".svg": "image/svg+xml", ".png": "image/png", ".jpg": "image/jpeg"}
-_BUDGET = 220_000  # bytes of pictures; the page stays below 300 KB
+_MEDIA = {".svg": "image/svg+xml", ".png": "image/png", ".jpg": "image/jpeg",
+          ".ogg": "audio/ogg", ".flac": "audio/flac", ".wav": "audio/wav"}  # fmt: skip
+_BUDGET = {"image": 220_000, "audio": 220_000}  # bytes in the page, as base64
 _TEST_NOTE = (
     "Paired by test item; whole groups are drawn for the interval and exchanged for the test, Holm over the rows. "
     "`tied` means that the test sees no difference, not that there is none."
@@ -159,6 +160,9 @@ def _under(record: Record, others: list[Cell]) -> list[str]:
         better = "" if line.higher_is_better else " Lower is better."
         interval = "brackets are the 95 % cluster bootstrap interval" if line.ci95 else "no interval"
         lines.append(f"Measured on {items}, seed {record.seed}; {interval}.{better}")
+    if (lost := record.forgetting) and record.forgotten is not None:
+        values = f"{numerals.score(lost.before)}{lost.unit} before, {numerals.score(lost.after)}{lost.unit} after"
+        lines.append(f"What the base could do, {lost.metric.replace('_', ' ')}: {values} training.")
     if record.data_kind == "twin":
         lines.append(
             "Synthetic data, made at run time from the seed: it shows that the path works, not what nature does."
@@ -172,7 +176,8 @@ def _pictures(run: Run, us: Cell | None, others: list[Cell]) -> tuple[list[dict]
     metrics, line = run.directory / "metrics.csv", record.headline()
     ours: dict[Path, str] = {}
     if metrics.is_file():
-        score, less = record.primary and record.primary.name, line is not None and not line.higher_is_better
+        chosen, line = record.selected or record.primary, record.validation() or line
+        score, less = chosen and chosen.name, line is not None and not line.higher_is_better
         if plots.training_curve(metrics, folder / "curve.svg", score=score, mode="min" if less else "max"):
             ours[folder / "curve.svg"] = "training"
     known = [cell for cell in [*others, *([us] if us else [])] if cell.value is not None]
@@ -182,21 +187,19 @@ def _pictures(run: Run, us: Cell | None, others: list[Cell]) -> tuple[list[dict]
         ours[plots.beside(names, values, ends, len(known) - 1, folder / "anchors.svg", metric=metric)] = (
             "beside baselines and anchors"
         )
-    found = [
-        path for path in sorted(folder.glob("*")) if path.suffix in _PICTURES and path.stem not in ("curve", "anchors")
-    ]
-    shown, left_out, left = [], [], _BUDGET - sum(path.stat().st_size for path in ours) * 4 // 3
+    found = [path for path in sorted(folder.glob("*")) if path.suffix in _MEDIA and path not in ours]
+    shown, left_out, left = [], [], dict(_BUDGET)
+    left["image"] -= sum(path.stat().st_size for path in ours) * 4 // 3
     for path in [*found, *ours]:
-        content = base64.b64encode(path.read_bytes()).decode()
+        content, kind = base64.b64encode(path.read_bytes()).decode(), _MEDIA[path.suffix].partition("/")[0]
         if path not in ours:
-            left -= len(content)
-            if left < 0:
+            if len(content) > left[kind]:
                 left_out.append(path.name)
-                left += len(content)
                 continue
+            left[kind] -= len(content)
         caption = ours.get(path) or path.stem.replace("_", " ")
-        source, wide = f"data:{_PICTURES[path.suffix]};base64,{content}", path not in ours and _wide(path)
-        shown.append({"caption": caption, "source": source, "wide": wide})
+        source, wide = f"data:{_MEDIA[path.suffix]};base64,{content}", path not in ours and _wide(path)
+        shown.append({"kind": kind, "caption": caption, "source": source, "wide": wide})
     return shown, left_out
 
 

@@ -149,7 +149,7 @@ def choose(trials: list[Cell], directory: Path, sweep: Sweep) -> dict[str, float
 def _validation(record: Record | None):
     if record is None or record.status != "done" or record.primary is None:
         return None
-    line = record.metrics.get("val", {}).get(record.primary.name)
+    line = record.validation()
     return line if line is not None and line.value is not None else None
 
 

@@ -21,6 +21,7 @@ COSTS = (  # head of the column, field of the record, how it is written
     ("saved MiB", "saved_activation_bytes", numerals.mebibytes),
     ("peak MiB", "peak_memory_bytes", numerals.mebibytes),
     ("s/step", "step_time_s", numerals.number),
+    ("forgetting", "forgotten", numerals.signed),
     ("adapter KiB", "adapter_bytes", lambda value: numerals.number(value and value / 1024)),
 )
 _SCATTERS = (
@@ -169,6 +170,8 @@ def _legend(rows: list[Cell], columns: dict, higher: bool) -> str:
     facts.append(f"{numerals.count(next(iter(items)))} test items" if len(items) == 1 and None not in items else "")
     facts.append(f"{next(iter(budgets))} learning-rate trials per method" if len(budgets) == 1 and any(budgets) else "")
     facts.append("gap closed: 0 % is the probe, 100 % is full" if "gap closed" in columns else "")
+    lost = sorted({(f.metric, f.higher_is_better) for r in records if (f := r.forgetting)})
+    facts += [f"forgetting: change of {name}, {'higher' if up else 'lower'} is better" for name, up in lost]
     facts += [
         f"peak memory: {kind}" for kind in sorted({record.memory_kind for record in records if record.memory_kind})
     ]

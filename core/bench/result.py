@@ -81,7 +81,12 @@ class ErrorRecord(_Part):
 
 
 class Forgetting(_Part):
+    """What the base could do before, on held-out data of its old task: before training, and with the adapter."""
+
     metric: str
+    unit: str = ""
+    higher_is_better: bool = True
+    n: Count = None
     before: Number = None
     after: Number = None
 
@@ -169,6 +174,7 @@ class Record(_Part):
 
     metrics: dict[str, dict[str, MetricRecord]] = {}
     primary: Primary | None = None
+    selected: Primary | None = None  # validation metric that chose the checkpoint; null: the headline's own
     forgetting: Forgetting | None = None
     merge_error: Number = None  # relative
     certificate: Certificate | None = None
@@ -185,6 +191,18 @@ class Record(_Part):
             return None
         found = self.metrics.get(self.primary.split, {}).get(self.primary.name)
         return found or MetricRecord(value=self.primary.value)
+
+    def validation(self) -> MetricRecord | None:
+        """The validation score that chose the checkpoint, and chooses the learning rate of a sweep."""
+        chosen = self.selected or self.primary
+        return self.metrics.get("val", {}).get(chosen.name) if chosen else None
+
+    @property
+    def forgotten(self) -> float | None:
+        """Change of what the base could do before, in its own unit."""
+        found = self.forgetting
+        known = found is not None and None not in (found.before, found.after)
+        return found.after - found.before if known else None
 
     def text(self) -> str:
         return json.dumps(self.model_dump(by_alias=True, mode="json"), indent=1, ensure_ascii=False) + "\n"

@@ -56,7 +56,7 @@ def last_anchor(rows: list[Cell]) -> Cell | None:
 
 _GROUP = ("domain", "task", "data", "backbone", "split_hash")
 _COSTS = ("trainable", "head_trainable", "fraction", "adapter_bytes", "saved_activation_bytes", "peak_memory_bytes",
-          "flops_forward", "flops_backward", "step_time_s", "examples_per_s", "wall_s")  # fmt: skip
+          "flops_forward", "flops_backward", "step_time_s", "examples_per_s", "wall_s", "forgotten")  # fmt: skip
 _TEST = ("verdict", "difference", "low", "high", "p", "groups")
 
 

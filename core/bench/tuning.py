@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from core.bench import cells, numerals
+from core.bench import numerals
 from core.bench.cells import Cell, Run
 
 
@@ -60,7 +60,7 @@ def table(rows: list[Cell], trials: list[Run]) -> Tried:
         ]
         seeds = {t.record.seed for t in mine}
         for run in [*mine, *(run for run in cell.runs if run.record.seed in seeds)]:
-            line = run.record.metrics.get("val", {}).get(cells.metric_name(run.record))
+            line = run.record.validation()
             if line is not None and line.value is not None and run.record.lr is not None:
                 seen.setdefault((cell.label, run.record.lr), {})[run.record.seed] = line.value
     tried.scores = {key: sum(values.values()) / len(values) for key, values in seen.items()}

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from core.bench.result import write_whole
-from core.contracts import Backbone, Data, Task
+from core.contracts import Backbone, Data, Metric, Task
+from core.data.seeding import derive, guard
 from core.training.checkpoint import plain
 from core.training.memory import out_of_memory
 from core.training.module import PeftModule, in_order
@@ -26,8 +28,18 @@ def rows(module: PeftModule, trainer, loaders, split: str) -> list[dict[str, Any
     with trainer.precision_plugin.val_step_context(), out_of_memory(f"split {split}", "a batch of the evaluation"):
         for batch in loaders.loader(split):
             batch = trainer.precision_plugin.convert_input(batch)
-            found += module.evaluate(trainer.strategy.batch_to_device(batch, device))[0]
+            batch = trainer.strategy.batch_to_device(batch, device)
+            found += module.task.infer(module.model, batch, module.head, final=True)
     return in_order(found, loaders.items(split))
+
+
+@torch.no_grad()
+def retention(module: PeftModule, trainer, data: Data, seed: int, *, base: bool) -> Metric | None:
+    """The task's score of what the base could do before: of the base alone, or with the active adapter."""
+    with guard(derive(seed, "retention")), _base(module.model) if base else nullcontext():
+        model = module.to(trainer.strategy.root_device).eval().model
+        with trainer.precision_plugin.val_step_context(), out_of_memory("retention", "the task's retention"):
+            return module.task.retention(model, data)
 
 
 def strata(task: Task, data: Data, found: list[dict[str, Any]], metric: str, least: int = 10) -> dict[str, Any]:
@@ -66,8 +78,6 @@ def rivals(task: Task, backbone: Backbone, data: Data, items: list[dict[str, Any
 
 
 def _base(backbone: Backbone):
-    from contextlib import nullcontext
-
     from core.adapters import use
 
     state = getattr(backbone, "_peft", None)

@@ -21,7 +21,8 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from core.bench import result
-from core.bench.result import Certificate, ErrorRecord, MetricRecord, Plan, Primary, Record
+from core.bench.result import Certificate, ErrorRecord, Forgetting, MetricRecord, Plan, Primary, Record
+from core.contracts import Metric, Task
 from core.data import loading
 from core.data.loading import AsTrained
 from core.errors import ConfigError, PeftError, Problem, TrainingError
@@ -37,7 +38,7 @@ from core.training.record import begin, describe, note_cost, now, write_facts
 from core.training.rehearsal import Rehearsal, Rehearsed
 from core.training.rows import Rows
 
-CHECKPOINTS, COST = "checkpoints", "cost.json"
+CHECKPOINTS, COST, RETENTION = "checkpoints", "cost.json", "retention.json"
 
 
 def run(cfg: DictConfig, directory: str | Path) -> Record:
@@ -125,8 +126,7 @@ def _fit(cfg, directory: Path, record: Record, module, name: str, parts, loaders
     found = _found(cfg, folder, screen)
     batches = _batches(options, loaders) if fit else 0
     total = assemble.total_steps(options, batches) if fit else 0
-    wanted = cfg.get("metric") or {"name": parts.task.metric, "mode": parts.task.mode}
-    best = Best(folder, wanted["name"], wanted["mode"])
+    best = Best(folder, *_selection(cfg, parts.task))
     cost, rows = Cost(), Rows(directory / "metrics.csv", max(1, total // 200))
 
     def ready(seen: Rehearsed) -> None:
@@ -145,6 +145,8 @@ def _fit(cfg, directory: Path, record: Record, module, name: str, parts, loaders
         if cfg.run.resume == "weights":
             module.carry(_weights(folder), str(folder))
         before = assemble.base_digest(module.model)
+        if not screen.quiet:
+            _note_retention(folder / RETENTION, evaluate.retention(module, trainer, parts.data, cfg.seed, base=True))
         _train(trainer, module, loaders, found.path)
         if trainer.global_rank == 0:
             note_cost(folder / COST, record, cost, rehearsal, rows, trainer, module, before)
@@ -157,6 +159,19 @@ def _fit(cfg, directory: Path, record: Record, module, name: str, parts, loaders
     elif found.path is not None and (found.done or not fit):
         module.carry(files.read(found.path)["state_dict"], str(found.path))
     return kept, trainer, rivals
+
+
+def _selection(cfg, task: Task) -> tuple[str, str]:
+    """(metric, mode) on validation that selects the checkpoint."""
+    wanted = cfg.get("metric")
+    return (wanted["name"], wanted["mode"]) if wanted else task.selection()
+
+
+def _note_retention(path: Path, metric: Metric | None) -> None:
+    """Kept in a file: a resumed run that only scores has no untrained base any more."""
+    if metric is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        result.write_whole(path, json.dumps({"before": metric.value}) + "\n")
 
 
 def _found(cfg, folder: Path, screen: Screen):
@@ -229,7 +244,15 @@ def _score(cfg, directory: Path, record: Record, module, name, parts, loaders, b
     wanted = (cfg.get("metric") or {}).get("name") or parts.task.metric
     if best is not None:
         record.metrics["val"] = {name: MetricRecord(**fields) for name, fields in best["validation"].items()}
-        record.primary = Primary(name=wanted, split="val", value=best["score"])
+        record.selected = Primary(name=_selection(cfg, parts.task)[0], split="val", value=best["score"])
+        record.primary = record.selected
+    kept = directory / CHECKPOINTS / RETENTION
+    if kept.exists() and (after := evaluate.retention(module, trainer, parts.data, cfg.seed, base=False)) is not None:
+        before = json.loads(kept.read_text(encoding="utf-8"))["before"]
+        record.forgetting = Forgetting(
+            metric=parts.task.retained, unit=after.unit, higher_is_better=after.higher_is_better, n=after.n or None,
+            before=before, after=after.value,
+        )  # fmt: skip
     if cfg.run.test and loaders.items("test"):
         found = evaluate.rows(module, trainer, loaders, "test")
         record.metrics["test"] = {name: MetricRecord.of(m) for name, m in parts.task.score(found).items()}
