@@ -66,7 +66,7 @@ class Rendering:
         """(ids, has a loss) in order; their concatenation is the whole item."""
         begin, end = list(tokenizer.before), [tokenizer.eos]
         if "messages" in item or (self.chat == "always" and "prompt" in item):
-            yield from self._turns(messages(item), tokenizer)
+            yield from self._turns(messages(item), tokenizer, item.get("id", ""))
         elif "prompt" in item:
             yield self.prompt(item, tokenizer), False
             yield tokenizer.encode(self._completion(item)) + end, True
@@ -96,17 +96,16 @@ class Rendering:
         spaced = item["prompt"][-1:].isspace() or item["completion"][:1].isspace() or not item["prompt"]
         return item["completion"] if spaced else self.joint + item["completion"]
 
-    def _turns(self, turns: list[dict[str, str]], tokenizer: Any) -> Iterator[tuple[list[int], bool]]:
+    def _turns(self, turns: list[dict[str, str]], tokenizer: Any, name: str) -> Iterator[tuple[list[int], bool]]:
         """The template's text, cut where the assistant begins and ends to speak."""
         whole, done, marks = template(turns, tokenizer), 0, ends(tokenizer)
         answers = [i for i, turn in enumerate(turns) if turn["role"] == "assistant"]
         for i in answers:
             start, stop = template(turns[:i], tokenizer, True), template(turns[: i + 1], tokenizer)
             if not (whole.startswith(stop) and stop.startswith(start)):
-                got = "a chat template whose earlier turns change when a later one is added"
-                fix = "one exchange per item, or another backbone.template"
                 if not stop.startswith(start) or i != answers[-1]:
-                    raise DataError(f"item {item_name(turns)}", got, "turns that stay as they are", fix)
+                    got = "the chat template changes earlier turns when a later one is added"
+                    raise DataError(f"item {name}", got, "turns that stay as they are", "one exchange per item")
                 stop = whole
             yield tokenizer.encode(whole[done : len(start)]), False
             answer = tokenizer.encode(whole[len(start) : len(stop)])

@@ -1,7 +1,7 @@
 """The network, its batches and the training itself: next-token prediction on the completion, in many styles.
 
 Draws are a function of (seed, step), as core.pretraining asks for. Copying a spelled value is what takes longest to
-learn, so it is the meter: accuracy on the later syllables of spelled words, which no frequency can guess.
+learn, so it is the meter: accuracy on the syllables of spelled words, which no frequency can guess.
 """
 
 from __future__ import annotations
@@ -110,18 +110,18 @@ class Batches:
 
 
 @torch.no_grad()
-def evaluate(net, held: Encoded, later: Tensor, frequencies: Tensor) -> dict[str, float]:
-    """Held-out figures: loss in nat per token, accuracy on all tokens and on later syllables, what frequencies give."""
+def evaluate(net, held: Encoded, spelled: Tensor, frequencies: Tensor) -> dict[str, float]:
+    """Held-out figures: loss in nat per token, accuracy on all tokens and on syllables, what frequencies give."""
     net.eval()
     pairs = [scored(net, *arrange(held[start : start + 50])) for start in range(0, len(held), 50)]
     net.train()
     logits, targets = (torch.cat(part) for part in zip(*pairs, strict=True))
-    right, copied = logits.argmax(-1) == targets, torch.isin(targets, later)
+    right, copied = logits.argmax(-1) == targets, torch.isin(targets, spelled)
     return {
         "loss": F.cross_entropy(logits, targets).item(),
         "loss, frequencies alone": -frequencies.log()[targets].mean().item(),
         "accuracy": right.float().mean().item(),
-        "accuracy, later syllables": right[copied].float().mean().item(),
+        "accuracy, syllables": right[copied].float().mean().item(),
         "tokens": len(targets),
     }
 
@@ -141,14 +141,14 @@ def train(recipe: Recipe, state: Path, **options: Any) -> tuple[Any, Any, dict[s
     tokenizer = tokens.fast()
     texts, held = encode(corpus(recipe.texts, 0), tokenizer), encode(corpus(200, 7), tokenizer)
     net, batches = network(recipe, len(tokenizer)), Batches(texts, recipe)
-    later = torch.tensor(tokenizer.convert_tokens_to_ids(SYLLABLES))
+    spelled = torch.tensor(tokenizer.convert_tokens_to_ids(SYLLABLES))
     alone = frequencies(texts, len(tokenizer))
     facts = pretraining.train(
         recipe,
         net,
         lambda step: F.cross_entropy(*scored(net, *batches(step))),
-        lambda: evaluate(net, held, later, alone),
-        lambda f: f"loss {f['loss']:.3f}, right {f['accuracy']:.3f}, copied {f['accuracy, later syllables']:.3f}",
+        lambda: evaluate(net, held, spelled, alone),
+        lambda f: f"loss {f['loss']:.3f}, right {f['accuracy']:.3f}, copied {f['accuracy, syllables']:.3f}",
         state,
         **options,
     )

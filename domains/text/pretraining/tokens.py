@@ -16,17 +16,26 @@ def build():
 
     words = ["|", "=>", *SLOTS, *WORDS, *(word for values in VALUES.values() for word in values)]
     vocabulary = [PAD, BOS, EOS, UNKNOWN, CLOSE, *MARKS, *(f"▁{word}" for word in words)]
-    vocabulary += [*(f"▁{syllable}" for syllable in SYLLABLES), *SYLLABLES]
+    vocabulary += SYLLABLES
     ids = {token: at for at, token in enumerate(dict.fromkeys(vocabulary))}
     tokenizer = Tokenizer(models.WordLevel(ids, unk_token=UNKNOWN))
     tokenizer.normalizer = normalizers.Replace(Regex("(?<=[A-Z])(?![A-Z])"), CLOSE)
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
             pre_tokenizers.Metaspace(prepend_scheme="always"),
-            pre_tokenizers.Split(Regex("▁?(?:CH|SH|TH|BR|[A-Z])[AEIOU]|_|[.!?:]"), "isolated"),
+            pre_tokenizers.Split(Regex("▁(?=[A-Z])"), "removed"),
+            pre_tokenizers.Split(Regex("(?:CH|SH|TH|BR|[A-Z])[AEIOU]|_|[.!?:]"), "isolated"),
         ]
     )
-    tokenizer.decoder = decoders.Sequence([decoders.Replace(CLOSE, ""), decoders.Metaspace(prepend_scheme="always")])
+    tokenizer.decoder = decoders.Sequence(
+        [
+            decoders.Fuse(),
+            decoders.Replace(Regex("(?<![A-Z▁])(?=[A-Z])"), "▁"),
+            decoders.Replace(CLOSE, ""),
+            decoders.Replace("▁", " "),
+            decoders.Strip(" ", 1, 0),
+        ]
+    )
     tokenizer.post_processor = processors.TemplateProcessing(single=f"{BOS} $A", special_tokens=[(BOS, ids[BOS])])
     tokenizer.add_special_tokens([AddedToken(name, special=True) for name in (PAD, BOS, EOS, UNKNOWN)])
     return tokenizer
