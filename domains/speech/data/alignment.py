@@ -2,7 +2,7 @@
 
 Method   flite's voice gives phones with exact times. Both sounds become 13 mel-cepstra and their slopes at 100 frames
          per second and 16 kHz, each coefficient with mean 0 and variance 1 over the utterance; dynamic time warping
-         pairs the frames; a phone's boundary goes to the middle of the recording's frames that its own frame is paired with
+         pairs the frames; a phone's boundary goes to the mean of the recording's frames that its own is paired with
 Check    python -m domains.speech.data.alignment speaks sentences with two voices of flite, both with known times, and
          prints how far the warped boundaries are off, beside a uniform stretch of the phones
 """

@@ -12,6 +12,7 @@ import os
 import shutil
 import subprocess
 import tempfile
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -44,13 +45,26 @@ def program() -> str:
     return found
 
 
+def plain(text: str) -> str:
+    """The text as flite can read it: accents and curly quotes as plain ASCII where there is such a sign."""
+    for curly, straight in (("\u2018", "'"), ("\u2019", "'"), ("\u201c", '"'), ("\u201d", '"'), ("\u2013", "-")):
+        text = text.replace(curly, straight)
+    spread = unicodedata.normalize("NFKD", text)
+    return " ".join("".join(c for c in spread if not unicodedata.combining(c)).split())
+
+
+def unreadable(text: str) -> list[str]:
+    """Letters that flite passes over in silence: of any script but Latin."""
+    return sorted({c for c in plain(text) if c.isalpha() and not c.isascii()})
+
+
 def speak(text: str, voice: str = "slt", folder: str | Path = FOLDER) -> Spoken:
     """What `voice` says, from the folder where it was said before.
 
-    DataError           no phone in the text (another script, only signs)
+    DataError           nothing in the text can be said (another script, only signs)
     EnvironmentError_   flite is missing or fails
     """
-    folder = Path(folder)
+    folder, text = Path(folder), plain(text)
     name = hashlib.sha256(f"flite 2\0{voice}\0{text}".encode()).hexdigest()[:20]
     sound, notes = folder / f"{name}.flac", folder / f"{name}.json"
     if not (notes.is_file() and sound.is_file()):
@@ -66,12 +80,14 @@ def _say(text: str, voice: str, sound: Path, notes: Path) -> None:
         length, fault = audio.header(wave)
         if length is None:
             raise EnvironmentError_("flite", f"its sound for {text[:60]!r}: {fault}", "a sound file")
+        phones = durations(ends, length.seconds)
+        if all(symbol == PAUSE for symbol, _ in phones):
+            raise DataError("text", repr(text[:60]), "words in English spelling")
         samples, rate = audio.Audio(str(wave))()
         sound.parent.mkdir(parents=True, exist_ok=True)
-        half = Path(tempfile.mkstemp(suffix=".flac", dir=sound.parent)[1])
+        half = sound.with_suffix(f".{os.getpid()}.flac")
         audio.write(half, samples, rate)
         os.replace(half, sound)
-    phones = durations(ends, length.seconds)
     known = {"text": text, "voice": voice, "sample_rate": rate, "frames": length.frames, "phones": phones}
     write_whole(notes, json.dumps(known))
 
