@@ -30,11 +30,13 @@ def audit(
     together: str = "utterance",
     headers: dict[Path, Header] | None = None,
     notes: dict[str, int] | None = None,
+    listen: int = SAMPLE,
 ) -> Audit:
     """Findings over the items by split.
 
     together   what the split claims to keep together: utterance (its text), speaker or session
     headers    of the sound files read        notes   reader's counts (what was left out)
+    listen     at most so many recordings of a split are listened to
     """
     found = Audit()
     found.facts |= notes or {}
@@ -42,7 +44,7 @@ def audit(
     _leaks(items, together, found)
     _text(items, found)
     _labels(items, found)
-    _sound(items, found)
+    _sound(items, listen, found)
     return found
 
 
@@ -64,9 +66,7 @@ def _sizes(items: Items, headers: dict[Path, Header], found: Audit) -> None:
         found.facts["sample rates of the files"] = [f"{rate} Hz: {n}" for rate, n in rates.most_common()]
     if len(rates) > 1:
         shown = ", ".join(f"{n} files at {rate} Hz" for rate, n in rates.most_common())
-        found.warnings.append(
-            f"a mix of sample rates, resampled: {shown}; low-rate files are dull above half their rate"
-        )
+        found.warnings.append(f"a mix of sample rates, resampled: {shown}; nothing is above half of a file's own rate")
     if several := sum(h.channels > 1 for h in headers.values()):
         found.facts["files with several channels, averaged"] = several
 
@@ -87,10 +87,8 @@ def _leaks(items: Items, together: str, found: Audit) -> None:
         if shared and key == told[together]:
             value, splits = next(iter(shared.items()))
             names = " = ".join(f"{name} ({split})" for split, name in splits.items())
-            fix = f"data.split=random data.together={together}"
-            found.errors.append(
-                f"{len(shared)} {key}{'s' * (len(shared) > 1)} in two splits: `{value[:40]}`, {names}; {fix}"
-            )
+            names = f"`{value[:40]}`, {names}; data.split=random data.together={together}"
+            found.errors.append(f"{len(shared)} {key}{'s' * (len(shared) > 1)} in two splits: {names}")
 
 
 def _text(items: Items, found: Audit) -> None:
@@ -139,15 +137,15 @@ def _labels(items: Items, found: Audit) -> None:
         found.facts["test speakers heard in training"] = len(shared)
 
 
-def _sound(items: Items, found: Audit) -> None:
+def _sound(items: Items, listen: int, found: Audit) -> None:
     """What only listening tells: levels, silence, clipping, a mean beside 0, the same recording twice."""
     rows: list[tuple[str, dict[str, float]]] = []
     digests: dict[str, dict[str, str]] = defaultdict(dict)
     for split, part in items.items():
         chosen = range(len(part))
-        if len(part) > SAMPLE:
-            chosen = np.sort(np.random.default_rng(0).choice(len(part), SAMPLE, replace=False))
-            found.facts[f"{split} recordings listened to"] = SAMPLE
+        if len(part) > listen:
+            chosen = np.sort(np.random.default_rng(0).choice(len(part), listen, replace=False))
+            found.facts[f"{split} recordings listened to"] = listen
         for i in chosen:
             samples, rate = part[i]["read"]()
             rows.append((part[i]["id"], listened(samples, rate)))
@@ -174,7 +172,7 @@ def _sound(items: Items, found: Audit) -> None:
 
 
 def listened(samples: np.ndarray, rate: int) -> dict[str, float]:
-    """Findings on one recording: clipped (samples), dc, loudness (dB), leading, closing and edge (s), quiet (0 or 1)."""
+    """Of one recording: clipped (samples), dc, loudness (dB), leading, closing and edge (s), quiet (0 or 1)."""
     power = float(np.square(samples, dtype=np.float64).mean())
     first, last = sounding(samples, rate, BELOW)
     leading, closing = first / rate, (len(samples) - last) / rate

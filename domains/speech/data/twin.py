@@ -70,4 +70,4 @@ class Twin(Data):
     def audit(self) -> Audit:
         from domains.speech.data.audit import audit
 
-        return audit(self._items)
+        return audit(self._items, together="utterance" if self.label == "tts" else "speaker", listen=12)

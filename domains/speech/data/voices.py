@@ -1,4 +1,4 @@
-"""Sentences in flite's voices, spoken at run time, with exact phones: for pretraining, and to try a path without data."""
+"""Sentences in flite's voices, spoken at run time, with exact phones: for pretraining, or to try a path."""
 
 from __future__ import annotations
 
