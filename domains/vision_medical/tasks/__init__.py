@@ -1,0 +1,1 @@
+"""What is asked of an image: one class, or a class for every pixel."""
