@@ -23,8 +23,6 @@ class CausalLM(LanguageModel):
                     started from, others by the library's
     """
 
-    completes = True  # a completion stands behind its prompt in one sequence
-
     def __init__(
         self,
         source: str,

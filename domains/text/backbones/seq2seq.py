@@ -17,8 +17,6 @@ from domains.text.backbones.shell import LanguageModel
 class Seq2Seq(LanguageModel):
     """source, checkpointing, pretrained: as of CausalLM."""
 
-    completes = False  # the prompt goes to the encoder, the completion to the decoder
-
     def __init__(
         self,
         source: str,
@@ -33,6 +31,7 @@ class Seq2Seq(LanguageModel):
         self.load(
             AutoModelForSeq2SeqLM, source, dtype=dtype, checkpointing=checkpointing, pretrained=pretrained, seed=seed
         )
+        self.tokenizer.one_sequence = False
 
     def example(self):
         draw = torch.Generator().manual_seed(0)

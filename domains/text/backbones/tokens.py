@@ -24,6 +24,7 @@ class Tokenizer:
     before    ids that stand in front of every text (a begin token, or none)
     stops     ids that end a generated text, eos among them
     limit     most tokens that the network can read, None where there is no limit
+    one_sequence   a completion stands behind its prompt; False: the prompt goes to an encoder of its own
     DataError   an empty vocabulary; no token that ends a text
     """
 
@@ -40,6 +41,7 @@ class Tokenizer:
         self.before = tuple(i for i in inner("")["input_ids"] if i != self.eos)
         self.stops = tuple(dict.fromkeys((self.eos, *stops)))
         self.template = bool(inner.chat_template)
+        self.one_sequence = True
 
     def encode(self, text: str) -> list[int]:
         """Ids of the text alone, nothing in front or behind."""
