@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,8 +28,15 @@ class Voices(nn.Module):
 class PhoneReader:
     """Symbols to indices, right-padded. Also says in which voices and by which recipe the model speaks."""
 
+    reads = "phones"
+
     def __init__(self, recipe: MelRecipe, speakers: Sequence[str]):
         self.recipe, self.speakers = recipe, tuple(speakers)
+
+    def inputs(self, items: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
+        """phones and phone_mask of items with `phones` [(symbol, seconds)]."""
+        symbols = [[symbol for symbol, _ in item.get("phones") or ()] for item in items]
+        return self.read(symbols, [str(item["id"]) for item in items])
 
     def read(self, sequences: Sequence[Sequence[str]], ids: Sequence[str] = ()) -> dict[str, Tensor]:
         """phones (B, T) int64, phone_mask (B, T) bool. DataError lists unknown symbols and empty sequences."""
