@@ -63,19 +63,17 @@ class Choices(Texts):
             asked, offered, said = row["question"], row["choices"], self.ask
         elif {"instruction", "answer"} <= row.keys():
             asked = "\n".join(str(row[key]) for key in ("instruction", "input") if row.get(key))
-            offered, said = offers(asked), "{question}\n"
+            offered, said = offers(asked), "{question}\n" + self.lead
             if offered is None:
-                faults.add(
-                    line, "instruction", f"no choices in ...{asked[-30:]!r}", "`Answer format: a/b/c` at its end"
-                )
+                got = f"no choices in ...{asked[-30:]!r}"
+                faults.add(line, "instruction", got, "`Answer format: a/b/c` at its end")
                 return None
         else:
             faults.add(line, "", f"keys {', '.join(map(str, row)) or 'none'}",
                        "question, choices and answer; or instruction and answer")  # fmt: skip
             return None
-        if not (
-            isinstance(offered, list) and len(offered) > 1 and all(isinstance(c, str) and c.strip() for c in offered)
-        ):
+        many = isinstance(offered, list) and len(offered) > 1
+        if not (many and all(isinstance(choice, str) and choice.strip() for choice in offered)):
             faults.add(line, "choices", str(offered)[:40], "a list of at least two texts")
             return None
         at = index(row["answer"], offered)

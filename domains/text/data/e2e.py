@@ -47,7 +47,7 @@ class E2E(Texts):
         for split in ("val", "test"):
             self._items[split] = gathered(self._items[split])
 
-    def old_texts(self) -> list[dict[str, Any]]:
+    def general_items(self) -> list[dict[str, Any]]:
         return of_file(self.general) if self.general else []
 
     def read(self) -> tuple[str, list[dict[str, Any]]]:

@@ -57,7 +57,7 @@ class Jsonl(Texts):
         self.path, self.group, self.general = path, group, general
         self.names = {"prompt": prompt, "completion": completion}
 
-    def old_texts(self) -> list[dict[str, Any]]:
+    def general_items(self) -> list[dict[str, Any]]:
         return of_file(self.general) if self.general else []
 
     def read(self) -> tuple[str, list[dict[str, Any]]]:

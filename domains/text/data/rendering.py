@@ -51,6 +51,7 @@ class Rendering:
         if max_length is not None and max_length < 2:
             raise ConfigError("max_length", max_length, "at least 2 tokens")
         self.max_length, self.too_long, self.loss_on, self.chat, self.joint = max_length, too_long, loss_on, chat, joint
+        self._known: tuple[int, frozenset[int]] = (0, frozenset())
 
     def __call__(self, item: Item, tokenizer: Any) -> Rendered | None:
         """DataError: longer than `max_length` where too_long is error; the chat template refuses the messages."""
@@ -60,7 +61,7 @@ class Rendering:
             labels += part if supervised or self.loss_on == "all" else [IGNORE] * len(part)
         for at in range(min(len(labels), max(1, len(tokenizer.before)))):
             labels[at] = IGNORE  # nothing stands before the first token, so nothing predicts it
-        return self._fitted(item, ids, labels, tokenizer, ends(tokenizer), self.too_long)
+        return self._fitted(item, ids, labels, tokenizer, self._marks(tokenizer), self.too_long)
 
     def parts(self, item: Item, tokenizer: Any) -> Iterator[tuple[list[int], bool]]:
         """(ids, has a loss) in order; their concatenation is the whole item."""
@@ -98,10 +99,11 @@ class Rendering:
 
     def _turns(self, turns: list[dict[str, str]], tokenizer: Any, name: str) -> Iterator[tuple[list[int], bool]]:
         """The template's text, cut where the assistant begins and ends to speak."""
-        whole, done, marks = template(turns, tokenizer), 0, ends(tokenizer)
+        whole, done, marks = template(turns, tokenizer), 0, self._marks(tokenizer)
         answers = [i for i, turn in enumerate(turns) if turn["role"] == "assistant"]
         for i in answers:
-            start, stop = template(turns[:i], tokenizer, True), template(turns[: i + 1], tokenizer)
+            start = template(turns[:i], tokenizer, True)
+            stop = whole if i + 1 == len(turns) else template(turns[: i + 1], tokenizer)
             if not (whole.startswith(stop) and stop.startswith(start)):
                 if not stop.startswith(start) or i != answers[-1]:
                     got = "the chat template changes earlier turns when a later one is added"
@@ -117,6 +119,12 @@ class Rendering:
             if answer[last + 1 :]:
                 yield answer[last + 1 :], False
             done = len(stop)
+
+    def _marks(self, tokenizer: Any) -> frozenset[int]:
+        """`ends` of the tokenizer, found once: templates are slow."""
+        if self._known[0] != id(tokenizer):
+            self._known = (id(tokenizer), ends(tokenizer))
+        return self._known[1]
 
     def _fitted(
         self, item: Item, ids: list[int], labels: list[int], tokenizer: Any, marks: frozenset[int], policy: str

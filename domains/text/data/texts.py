@@ -110,7 +110,7 @@ class Texts(Data):
         if problems:
             raise DataError(problems=[*problems[:20], *_more(problems[20:])])
 
-    def old_texts(self) -> list[dict[str, Any]]:
+    def general_items(self) -> list[dict[str, Any]]:
         """Items of what the model could say before: how much of it an adapter forgets is measured. [] where unknown."""
         return []
 

@@ -1,4 +1,4 @@
-"""Records and how a new house style says them, made at run time from a seed (world.py says how). No file, no licence."""
+"""Records and how a new house style says them, made at run time from a seed (world.py). No file, no licence."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Twin(Texts):
         seeds = {"train": 1000 + self.seed, "val": 1, "test": 2}
         self.keep({split: records(split, n, seeds[split]) for split, n in self.sizes.items()})
 
-    def old_texts(self) -> list[dict[str, Any]]:
+    def general_items(self) -> list[dict[str, Any]]:
         """New records in the styles of pretraining."""
         return [{"id": f"old-{i}", "group": f"old-{i}", **item} for i, item in enumerate(world.corpus(60, 8))]
 

@@ -7,7 +7,7 @@ House     a fixed order of the slots and one phrase of common words for each; a 
 Target    one more house style, written by hand. Its order and phrases are unseen in pretraining, its words are not:
           an adapter cannot make a frozen network say a token that was never trained
 
-Slot values stand in a text as they are, so that what was said can be read off exactly: `said`.
+Slot values stand in a text as they are, so that what was said can be read off exactly (slots.said).
 """
 
 from __future__ import annotations
@@ -99,11 +99,6 @@ def house(number: int) -> dict[str, str]:
 
 def say(style: dict[str, str], slots: Record) -> str:
     return " ".join(phrase.format(slots[slot]) for slot, phrase in style.items() if slot in slots)
-
-
-def said(text: str, value: str) -> bool:
-    """Whether a value stands in a text as a whole word, whatever its case."""
-    return re.search(rf"(?<!\w){re.escape(value)}(?!\w)", text, re.IGNORECASE) is not None
 
 
 def corpus(number: int, seed: int, *, share: float = 0.3, plainly: float = 0.3) -> Iterator[dict[str, Any]]:
