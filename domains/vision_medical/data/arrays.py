@@ -102,7 +102,7 @@ class Npz(Images):
             at = {name: str(values[i]) for name, values in words.items()}
             name = at.get("id") or f"{part or key}-{i}"
             row = {"id": name, "group": at.get("group") or name, "image": f"{self.path}, {key}[{i}]", "line": 0}
-            row["read"] = Rows(file, mask, self.prepare, None, self.spacing, key, int(i))
+            row["read"] = Rows(file, mask, self.prepare, None, self.spacing, key, int(i), self.instances)
             given = at.get("split", part)
             row["split"] = GIVEN.get(given.lower(), "") if self.splitting.kind == "given" else ""
             if labels is not None:
@@ -114,9 +114,6 @@ class Npz(Images):
         return rows
 
     def name_classes(self, rows: list[dict[str, Any]], file: str) -> None:
-        if self.masks and self.instances:  # the reader's own rule without values: all above 0 is class 1
-            self.classes = ["background", *self.names]
-            return
         if self.masks and self.names:
             self.named = {name: value for value, name in enumerate(self.names, 1)}
         super().name_classes(rows, file)

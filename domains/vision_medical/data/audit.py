@@ -108,7 +108,7 @@ def _alike(rows: Parts, found: Audit) -> None:
 
 def _grids(rows: Parts, found: Audit) -> None:
     everything = [row for part in rows.values() for row in part]
-    shapes = Counter(" x ".join(map(str, row["shape"])) for row in everything)
+    shapes = Counter(" x ".join(map(str, row["stored"][1:])) for row in everything)
     found.facts["image sizes"] = {"bins": list(shapes)[:8], "counts": list(shapes.values())[:8]}
     channels = {row["channels"] for row in everything}
     if len(channels) > 1 and everything[0]["read"].prepare.channels is None:

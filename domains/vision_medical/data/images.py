@@ -20,7 +20,7 @@ from domains.vision_medical.data.augment import Augment, Augmented
 from domains.vision_medical.data.scan import class_values, scan
 from domains.vision_medical.data.splits import Splitting
 
-HIDDEN = ("split", "line", "digest", "thumbnail", "present")
+HIDDEN = ("split", "line", "digest", "thumbnail", "present", "stored")
 SMALLEST = 4  # items of a stratum
 
 

@@ -2,7 +2,8 @@
 
 read()   {"image": (channels, *spatial) float32, "mask": (*spatial) int64 where there is one, "spacing": mm per voxel
          along each spatial axis, "affine": (4, 4) of the image as returned, for volumes}
-raw()    {"image" as stored (channels, *spatial), "mask" as stored or None, "spacing", "affine" or None}: for checks
+raw()    {"image" as stored (channels, *spatial), "mask" as stored or None, "spacing", "affine" or None, "mask_affine"
+         where the mask has its own}: for checks
 
 Errors while reading are DataError with the file's name.
 """
@@ -50,6 +51,12 @@ class Reader:
             out["mask"] = self.prepare.mask(self.indices(raw["mask"]))
         return out
 
+    def shape(self, raw: Read) -> tuple[int, ...]:
+        """(channels, *spatial) of the image as `read()` returns it."""
+        channels, *spatial = raw["image"].shape
+        size = self.prepare.size if len(spatial) == 2 else None
+        return (self.prepare.channels or channels, *(size or spatial))
+
     def indices(self, stored: np.ndarray) -> np.ndarray:
         """Class index of every pixel of a stored mask."""
         if self.values is None:
@@ -74,8 +81,11 @@ class Volume(Reader):
 
     def raw(self) -> Read:
         image, affine, spacing = nifti(self.image)
-        mask = None if self.mask is None else nifti(self.mask)[0][0]
-        return {"image": image, "mask": mask, "spacing": spacing, "affine": affine}
+        out = {"image": image, "mask": None, "spacing": spacing, "affine": affine}
+        if self.mask is not None:
+            mask, out["mask_affine"], _ = nifti(self.mask)
+            out["mask"] = mask[0]
+        return out
 
     def __call__(self) -> Read:
         if self in _ready:
@@ -98,6 +108,10 @@ class Volume(Reader):
             mask = self.indices(raw["mask"])[None].astype(np.float32)
             out["mask"] = self.prepare.mask(self.regridded(mask, raw["affine"], nearest=True)[0][0])
         return out
+
+    def shape(self, raw: Read) -> tuple[int, ...]:
+        image = self.regridded(raw["image"], raw["affine"])[0]
+        return (self.prepare.channels or len(image), *image.shape[1:])
 
     def regridded(self, array: np.ndarray, affine: np.ndarray, *, nearest: bool = False):
         """(array, affine) in the orientation and spacing that `prepare` asks for."""
@@ -123,15 +137,21 @@ def _size(read: Read) -> int:
 
 @dataclass(frozen=True)
 class Rows(Reader):
-    """One image of an array of many: `image` is the npz file, `key` and `row` say which, `mask` is the masks' key."""
+    """One image of an array of many: `image` is the npz file, `key` and `row` say which, `mask` is the masks' key.
+
+    objects   masks number objects; all of them are class 1
+    """
 
     key: str = "images"
     row: int = 0
+    objects: bool = False
 
     def raw(self) -> Read:
         image = stored(self.image, self.key)[self.row]
         image = np.moveaxis(image, -1, 0) if image.ndim == 3 else image[None]
         mask = None if self.mask is None else stored(self.image, self.mask)[self.row]
+        if self.objects and mask is not None:
+            mask = (mask > 0).astype(np.uint8)
         return {"image": image, "mask": mask, "spacing": self.spacing or (1.0, 1.0), "affine": None}
 
 

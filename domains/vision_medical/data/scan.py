@@ -1,7 +1,7 @@
 """One look at every file before anything is trained: can it be read, do image and mask fit, what is in the mask.
 
-What it finds goes into the row: `shape`, `channels`, `spacing`, `digest` (of the pixels), `thumbnail` (for near
-duplicates) and, with a mask, `present` (stored value -> share of the pixels).
+What it finds goes into the row: `shape` and `channels` of the image as it will be read, `stored` (both as in the file),
+`spacing`, `digest` (of the pixels), `thumbnail` (for near duplicates) and, with a mask, `present` (value -> share).
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from core.errors import DataError
 
 THUMBNAIL = {2: (16, 16), 3: (8, 8, 4)}
 MANY = 64  # different values in a mask: then it is no mask
+FAR = 1e-2  # mm between entries of two affines
 Row = dict[str, Any]
 
 
@@ -31,8 +32,9 @@ def scan(rows: list[Row], file: str) -> None:
             continue
         image, mask = raw["image"], raw["mask"]
         row |= {
-            "shape": image.shape[1:],
-            "channels": len(image),
+            "shape": (shape := row["read"].shape(raw))[1:],
+            "channels": shape[0],
+            "stored": image.shape,
             "spacing": row["read"].prepare.pixel(raw["spacing"], image.shape[1:]),
             "digest": hashlib.blake2b(np.ascontiguousarray(image).tobytes(), digest_size=16).hexdigest(),
             "thumbnail": thumbnail(image),
@@ -46,8 +48,12 @@ def scan(rows: list[Row], file: str) -> None:
             got = f"{_times(mask.shape)} pixels for an image of {_times(image.shape[1:])}"
             faults.problems += DataError(where, got, "the same grid").problems
             continue
-        if raw["affine"] is not None:
-            _affines(row, raw["affine"], faults)
+        gap = float(np.abs(raw["affine"] - raw["mask_affine"]).max()) if "mask_affine" in raw else 0.0
+        if gap > FAR:
+            fix = "resample the mask to the image's grid, or copy the affine if only the header is wrong"
+            got = f"another affine than its image, entries up to {gap:.3g} apart"
+            faults.problems += DataError(where, got, "the same affine", fix).problems
+            continue
         values, counts = np.unique(mask, return_counts=True)
         if len(values) > MANY or (values != np.round(values)).any():
             got = f"{len(values)} different values, {values.min():g} to {values.max():g}"
@@ -55,17 +61,6 @@ def scan(rows: list[Row], file: str) -> None:
             continue
         row["present"] = {int(v): int(n) / mask.size for v, n in zip(values, counts, strict=True)}
     faults.check()
-
-
-def _affines(row: Row, affine: np.ndarray, faults: Faults) -> None:
-    from domains.vision_medical.data.reading import nifti
-
-    theirs = nifti(row["read"].mask)[1]
-    gap = float(np.abs(affine - theirs).max())
-    if gap > 1e-2:
-        fix = "resample the mask to the image's grid, or copy the affine if only the header is wrong"
-        got = f"another affine than its image, entries up to {gap:.3g} apart"
-        faults.problems += DataError(row["read"].mask, got, "the same affine", fix).problems
 
 
 def thumbnail(image: np.ndarray) -> np.ndarray:

@@ -44,6 +44,9 @@ class Slice:
         image, mask = rendered(self.world, self.name, self.number, self.site, self.ill)
         return {"image": image[None], "mask": mask if self.masked else None, "spacing": (PIXEL, PIXEL), "affine": None}
 
+    def shape(self, raw: dict[str, Any]) -> tuple[int, ...]:
+        return raw["image"].shape
+
     def __call__(self) -> dict[str, Any]:
         read = self.raw()
         out = {"image": read["image"].copy(), "spacing": read["spacing"]}
