@@ -42,6 +42,9 @@ def utterance(item: dict[str, Any], recipe: MelRecipe) -> Utterance:
     if len(samples) < recipe.n_fft:
         raise DataError(f"{item['id']}: samples", len(samples), f"at least {recipe.n_fft}, one window")
     mel = features.mel(samples, recipe)
+    if not item.get("phones"):  # a model that reads letters needs the mel alone
+        empty = torch.zeros(0)
+        return Utterance(empty.long(), empty, empty, mel)
     counts = features.durations(item["phones"], len(mel), recipe)
     heard = features.contour(features.pitch(samples, recipe))
     return Utterance(counts, features.phone_means(heard, counts), features.phone_means(mel.mean(1), counts), mel)
@@ -57,14 +60,20 @@ def padded(found: Sequence[Utterance]) -> dict[str, Tensor]:
     return batch | {"mel_mask": torch.arange(batch["mel"].shape[1]) < lengths[:, None]}
 
 
-def check(items: Sequence[dict[str, Any]], split: str) -> None:
-    """DataError lists every item without what a speaking task needs."""
+def check(items: Sequence[dict[str, Any]], split: str, reads: str) -> None:
+    """DataError lists every item without what a speaking task needs.
+
+    reads   phones or text: what the model speaks from
+    """
     problems = []
     for item in items:
         where = f"{item['id']} ({split})"
-        if not item.get("phones"):
-            problems.append(Problem(f"{where}: phones", "none", "[(symbol, seconds), ...], at least one"))
-        elif bad := [p for p in item["phones"] if not p[1] >= 0]:
+        if reads == "text" and not item.get("text"):
+            problems.append(Problem(f"{where}: text", "none", "what is said in this utterance"))
+        if reads == "phones" and not item.get("phones"):
+            fix = "data.phones=flite aligns recordings with their text"
+            problems.append(Problem(f"{where}: phones", "none", "[(symbol, seconds), ...], at least one", fix))
+        elif bad := [p for p in item.get("phones") or () if not p[1] >= 0]:
             problems.append(Problem(f"{where}: phones", str(bad[0]), "seconds of 0 or more"))
         if not item.get("speaker"):
             problems.append(Problem(f"{where}: speaker", repr(item.get("speaker")), "a name"))
