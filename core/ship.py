@@ -65,15 +65,16 @@ def predict(directory: Path, source: Path, out: Path, *, batch_size: int = 16) -
     run = open_run(directory)
     if not table:
         return files(run, items, out, batch_size)
-    rows = list(_rows(run, items, batch_size))
-    text = _jsonl(rows) if out.suffix == ".jsonl" else _csv(rows)
+    found = list(rows(run, items, batch_size))
+    text = _jsonl(found) if out.suffix == ".jsonl" else as_csv(found)
     from core.bench.result import write_whole
 
     write_whole(out, text)
-    return f"{len(rows)} predictions of {directory.name}\nlook   {out}"
+    return f"{len(found)} predictions of {directory.name}\nlook   {out}"
 
 
-def _rows(run: Shipped, items: Sequence[dict[str, Any]], batch_size: int) -> Iterator[dict[str, Any]]:
+def rows(run: Shipped, items: Sequence[dict[str, Any]], batch_size: int) -> Iterator[dict[str, Any]]:
+    """Prediction rows of items, in their order; on the accelerator where there is one."""
     import torch
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -89,7 +90,7 @@ def _jsonl(rows: list[dict[str, Any]]) -> str:
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
-def _csv(rows: list[dict[str, Any]]) -> str:
+def as_csv(rows: list[dict[str, Any]]) -> str:
     """Columns in order of appearance; lists and mappings as JSON."""
     columns = list(dict.fromkeys(key for row in rows for key in row))
     text = io.StringIO()
