@@ -58,9 +58,8 @@ def run(given: argparse.Namespace) -> int:
     name = NAMES[given.which]
     folder = given.state or Path("outputs", "pretrain", name)
     if given.compare:
-        print(
-            f"wrote     {transfer.compare(name, folder / 'compare', given.out)}\nwrote     {card.write(given.out, name)}"
-        )
+        stored = transfer.compare(name, folder / "compare", given.out)
+        print(f"wrote     {stored}\nwrote     {card.write(given.out, name)}")
         return 0
     chosen = recipe(given.which)
     chosen = replace(chosen, seed=given.seed, steps=given.steps or chosen.steps)
