@@ -113,7 +113,7 @@ def unread(trainer, module, name: str) -> int:
     batch = _ready(trainer, loaders.batches(split)[key])
     with pristine(module), torch.no_grad(), trainer.precision_plugin.val_step_context():
         module.eval()
-        dead = consumed(state, state.adapters[name], lambda: module(batch))
+        dead = consumed(state, state.adapters[name], lambda: module.evaluate(batch))
     if dead:
         allowed = "every site is read in eval mode without gradients"
         fix = "take adapter.path away: the weight path is always read"
