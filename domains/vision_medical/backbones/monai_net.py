@@ -43,8 +43,9 @@ NETWORKS = {
 
 
 class MonaiNet(Backbone):
-    """network   the architecture; with embedded weights it comes from their description
-    source       embedded name, or a .safetensors or .pth file: the network's state dict, with or without its last layer
+    """network   the architecture; of embedded weights it comes from their description
+    source       embedded name, or a .safetensors or .pth file: the network's state dict, last layer included or not.
+                 A file NAME.json beside it describes it as those of this package: network, options, classes
     options      arguments of MONAI's class (spatial_dims, in_channels, channels, strides, img_size, ...)
     checkpointing  blocks are computed again in the backward pass (SwinUNETR)
     pretrained   False keeps the network and starts anew from `seed`
@@ -64,12 +65,15 @@ class MonaiNet(Backbone):
         if pretrained and source is None:
             allowed = ["a file of weights", *weights.shipped(EMBEDDED)]
             raise ConfigError("backbone.source", "null", allowed, "pretrained=false starts from random weights")
+        beside = Path(source).expanduser().with_suffix(".json") if source else None
+        own = own or ((Path(source).expanduser(), beside) if beside and beside.is_file() else None)
         described = weights.configuration(own[1]) if own else {"network": network, "options": {}}
         self.network, options = described["network"], described["options"] | (options or {})
         kind = NETWORKS[self.network]
         options = defaults(self.network, options, checkpointing)
         self.net, self.options = built(self.network, options, seed), options
         self.start: dict[str, Tensor] | None = None
+        self.classes: list[str] = described.get("classes", [])
         if pretrained:
             self._fill(own[0] if own else Path(source).expanduser(), source)
         if kind.last is not None:
@@ -127,7 +131,11 @@ class MonaiNet(Backbone):
         return ({"image": image},), {}
 
     def forward(self, batch: dict[str, Any]) -> Output:
-        """ConfigError: images of a size that the network cannot halve often enough."""
+        """No hidden state where the task looks through windows instead (`windows` of a batch, never in training).
+
+        ConfigError   images of a size that the network cannot halve often enough"""
+        if batch.get("windows") and not self.training:
+            return Output()
         if problem := self.misfit(batch["image"].shape[2:]):
             raise ConfigError(problems=[problem])
         return Output(hidden=self.net(batch["image"]))
