@@ -33,7 +33,8 @@ class LanguageModel(Backbone):
         self.family, self.width = family.name, config.hidden_size
         _deterministic(self.net, self.tokenizer)
         if checkpointing:
-            self.net.gradient_checkpointing_enable({"use_reentrant": False})
+            later = getattr(self.net, "activation_checkpointing_enable", None)  # the name since transformers 5.24
+            (later or self.net.gradient_checkpointing_enable)({"use_reentrant": False})
 
 
 def _stops(net: Any) -> tuple[int, ...]:

@@ -12,8 +12,8 @@ from torch import nn
 
 from core.contracts import Backbone, Data, Metric
 from core.errors import ConfigError
-from domains.text import generation, metrics
-from domains.text.tasks import reading
+from domains.text import generation
+from domains.text.tasks import reading, scoring
 from domains.text.tasks.fine_tuning import FineTuning, likelihood, spread_score
 
 
@@ -88,7 +88,7 @@ class Generation(FineTuning):
         if not any("prediction" in row for row in rows):
             spread_score(rows, "nll")
             return found
-        return metrics.generation(rows, self.metric) | found
+        return scoring.written(rows, self.metric) | found
 
     def zero_shot(self, backbone: Backbone, data: Data) -> list[dict[str, Any]] | None:
         return super().zero_shot(backbone, data) if self.zero else None

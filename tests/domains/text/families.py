@@ -1,4 +1,4 @@
-"""Tiny random language models, one a family, as folders: config.json and a tokenizer, as `backbone.source` takes them."""
+"""Tiny random language models, one a family, as folders: config.json and a tokenizer, as `backbone.source` wants."""
 
 from pathlib import Path
 
