@@ -118,11 +118,7 @@ def _names(names: list[str]) -> str:
 
 def marked(sample: dict[str, Any], most: int = 700) -> str:
     """The sample's text, what has a loss in [brackets]."""
-    text, inside = "", False
-    for token, loss in zip(sample["tokens"], sample["loss"], strict=True):
-        text += ("[" if loss and not inside else "]" if inside and not loss else "") + token
-        inside = loss
-    return (text + "]" * inside)[:most]
+    return " ".join(f"[{text}]" if loss else text for text, loss in sample["spans"])[:most]
 
 
 def histogram(values: Any, bins: Any = 10) -> dict[str, list]:

@@ -11,6 +11,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import groupby
 from typing import Any, NamedTuple
 
 from core.contracts import Audit, Data, Split
@@ -146,9 +148,20 @@ def _seen(parts: list[Rendered], tokenizer: Any) -> Seen:
 
 
 def coloured(part: Rendered, tokenizer: Any, most: int = 400) -> dict[str, Any]:
-    """{"tokens": [text], "loss": [bool]} of one rendered item: what a picture colours. The first `most` tokens."""
-    tokens = [tokenizer.inner.decode([i], skip_special_tokens=False) for i in part.ids[:most]]
-    return {"tokens": tokens, "loss": [label >= 0 for label in part.labels[:most]]}
+    """{"tokens": [text], "loss": [bool], "spans": [(text, loss)]} of one rendered item: what a picture colours. A span
+    are neighbours of one kind, decoded together. The first `most` tokens."""
+    ids, loss = part.ids[:most], [label >= 0 for label in part.labels[:most]]
+    decode = partial(tokenizer.inner.decode, skip_special_tokens=False)
+    spans = [
+        (decode([ids[at] for at in places]), kind)
+        for kind, places in ((kind, list(found)) for kind, found in groupby(range(len(ids)), loss.__getitem__))
+    ]
+    return {"tokens": [decode([i]) for i in ids], "loss": loss, "spans": spans}
+
+
+def answer(item: dict[str, Any]) -> str:
+    """What the model should write: the completion, the last turn, or the text."""
+    return item["messages"][-1]["content"] if "messages" in item else item.get("completion", item.get("text", ""))
 
 
 def spoken(item: dict[str, Any]) -> list[str]:

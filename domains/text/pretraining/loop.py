@@ -59,6 +59,7 @@ def network(recipe: Recipe, vocabulary: int):
         intermediate_size=3 * recipe.width,
         max_position_embeddings=256,
         tie_word_embeddings=True,
+        attention_bias=True,
         initializer_range=recipe.spread,
         pad_token_id=0,
         bos_token_id=1,
