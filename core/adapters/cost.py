@@ -57,7 +57,8 @@ class SavedBytes:
         if tensor.layout == torch.strided and not tensor.is_meta and _storage(tensor) not in self._seen:
             self._seen.add(_storage(tensor))
             self.bytes += tensor.untyped_storage().nbytes()
-        return tensor
+        # Not the tensor itself: an operation that keeps its own output (softmax) would hold itself for ever.
+        return tensor.detach()
 
     def __enter__(self) -> SavedBytes:
         self._hooks.__enter__()

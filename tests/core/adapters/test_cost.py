@@ -1,5 +1,8 @@
 """Costs in closed form: kept bytes counted once, operations of our own functions counted, nothing left behind."""
 
+import gc
+import weakref
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -78,6 +81,20 @@ def test_a_storage_counts_once_and_parameters_never():
     assert saved_bytes(lambda: x * x, layer) == x.nbytes
     assert saved_bytes(lambda: layer(x) + layer(x.view(N, D)), layer) == x.nbytes
     assert saved_bytes(lambda: layer(x).relu(), layer) == 2 * x.nbytes
+
+
+def test_what_was_counted_is_freed():
+    """A saved output that is handed back as it is holds its own graph, where the garbage collector cannot see it."""
+    x, alive = torch.randn(N, D, requires_grad=True), []
+
+    def run():
+        y = x.softmax(-1).tanh()
+        alive.append(weakref.ref(y))
+        return y
+
+    assert saved_bytes(run, nn.Identity()) == 2 * x.nbytes
+    gc.collect()
+    assert alive[0]() is None
 
 
 @pytest.mark.parametrize("causal", [False, True])
