@@ -1,7 +1,7 @@
 """What exists, what a run would cost, is everything sound, and what to do with a finished run.
 
-atlas methods lora          atlas plan protein adapter=dora      atlas report outputs/protein
-atlas backbones protein     atlas doctor                         atlas predict RUN --input new.fasta --out new.csv
+atlas methods lora        atlas plan FIELD adapter=dora      atlas report outputs/FIELD
+atlas backbones FIELD     atlas doctor                       atlas predict RUN --input FILE --out new.csv
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="atlas",
         description=__doc__.split("\n\n")[0],
-        epilog="Training: python -m domains.protein.train --help",
+        epilog="Training: python -m domains.FIELD.train --help",
     )
     commands = parser.add_subparsers(metavar="command", required=True)
 
@@ -58,9 +58,9 @@ def _parser() -> argparse.ArgumentParser:
     command = add("methods", methods, "methods, or one method: formula, source, options, defaults")
     command.add_argument("name", nargs="?", help="a method or preset")
     command = add("backbones", backbones, "backbones and their roles")
-    command.add_argument("domain", nargs="?", help="a field, such as protein")
+    command.add_argument("domain", nargs="?", help="a field: a folder of domains/")
     command = add("plan", plan, "sites, parameters, bytes and saved activations before any training")
-    command.add_argument("domain", help="a field, such as protein")
+    command.add_argument("domain", help="a field: a folder of domains/")
     command.add_argument("overrides", nargs="*", help="as for training: adapter=dora adapter.rank=4 ...")
     command.add_argument("--sites", action="store_true", help="one row per site instead of one per role")
     add("doctor", doctor, "versions, broken wheels and the fix, devices, a check of every preset")
@@ -171,7 +171,7 @@ def doctor(args: argparse.Namespace) -> int:
 
 def report(args: argparse.Namespace) -> None:
     if not args.directory.is_dir():
-        raise ConfigError("DIR", f"no folder {args.directory}", "a folder with runs, such as outputs/protein")
+        raise ConfigError("DIR", f"no folder {args.directory}", "a folder with runs, such as outputs/FIELD")
     from core.bench.report import report
 
     print(report(args.directory))

@@ -43,7 +43,7 @@ def read(directory: Path) -> Any:
     try:
         cfg = OmegaConf.load(file)
     except OSError as error:
-        fix = "RUN is a folder such as outputs/protein/<date>_..."
+        fix = "RUN is a folder such as outputs/FIELD/<date>_..."
         raise DataError(str(file), error.strerror or "unreadable", "the config.yaml of a run", fix) from error
     except Exception as error:  # YAML's own errors have no common base but Exception
         raise DataError(str(file), f"not YAML: {str(error).splitlines()[0]}", "the file as it was written") from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import platform
+import re
 import sys
 from collections.abc import Iterator
 from importlib import metadata
@@ -17,17 +18,6 @@ from core.errors import ConfigError, EnvironmentError_, PeftError
 from core.paths import conf_dir, data_dir
 
 NEEDED = ("torch", "lightning", "torchmetrics", "numpy", "scipy", "safetensors", "hydra-core", "omegaconf", "pydantic")
-# Distribution -> the module that it is imported by, and the extra that installs it.
-OPTIONAL = {
-    "torchvision": ("torchvision", ""),
-    "torchaudio": ("torchaudio", ""),
-    "transformers": ("transformers", "protein"),
-    "fair-esm": ("esm", "protein"),
-    "scikit-learn": ("sklearn", "protein"),
-    "peft": ("peft", "dev"),
-    "timm": ("timm", "dev"),
-    "monai": ("monai", "dev"),
-}
 
 
 def doctor() -> int:
@@ -54,22 +44,39 @@ def _version(distribution: str) -> str | None:
         return None
 
 
+def extras() -> dict[str, list[str]]:
+    """Distribution -> the extras of this package that install it, as the installed metadata tells."""
+    found: dict[str, list[str]] = {}
+    for line in metadata.requires("peft-atlas") or []:
+        name, extra = re.match(r"[\w.-]+", line)[0], re.search(r"""extra *== *["']([\w.-]+)""", line)
+        if extra and name != "peft-atlas":
+            found.setdefault(name, []).append(extra[1])
+    return found
+
+
 def _optional() -> int:
     """Import every optional package; print what is absent, broken or in fallback."""
-    code = 0
-    found = {name: version for name in OPTIONAL if (version := _version(name))}
+    code, wanted, modules = 0, extras(), {}
+    for module, names in metadata.packages_distributions().items():
+        for name in names:
+            modules.setdefault(name, []).append(module)
+    found = {name: version for name in wanted if (version := _version(name))}
     for name in found:
         try:
-            importlib.import_module(OPTIONAL[name][0])
+            for module in modules.get(name, [])[:1]:
+                importlib.import_module(module)
         except Exception as error:  # any exception at import is the finding
             reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
             fix = f"pip install --force-reinstall {name}"
             print(EnvironmentError_(name, f"{found[name]} does not import: {reason}", fix=fix), file=sys.stderr)
             code = EnvironmentError_.code
     print(f"optional   {', '.join(f'{name} {version}' for name, version in found.items()) or 'none'}")
-    absent = [f"{name} ({extra})" for name, (_, extra) in OPTIONAL.items() if name not in found and extra]
-    if absent:
-        print(f"absent     {', '.join(absent)}: pip install 'peft-atlas[EXTRA]'")
+    absent: dict[str, list[str]] = {}
+    for name in wanted.keys() - found.keys():
+        for extra in wanted[name]:
+            absent.setdefault(extra, []).append(name)
+    for extra, names in sorted(absent.items()):
+        print(f"absent     {extra}: {', '.join(sorted(names))}; pip install 'peft-atlas[{extra}]'")
     for name, state in compat.status().items():
         if state["mode"] == "fallback":
             print(f"fallback   {name}: its compiled part does not match torch {_version('torch')} and stays unloaded")

@@ -44,7 +44,7 @@ def known(error: BaseException) -> BaseException:
     if isinstance(error, PeftError):
         return error
     if isinstance(error, ModuleNotFoundError) and error.name and error.name.split(".")[0] not in {"core", "domains"}:
-        fix = "pip install the extra of the field, such as `peft-atlas[protein]`; `atlas doctor` lists what is missing"
+        fix = "pip install the extra of the field, `peft-atlas[FIELD]`; `atlas doctor` lists what is missing"
         return EnvironmentError_(error.name, "not installed", "", fix)
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return TrainingError(str(error.filename or "disk"), error.strerror, "room for checkpoints and results")

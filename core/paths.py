@@ -21,7 +21,7 @@ def data_dir() -> Path | None:
 
 
 def locate(path: str) -> Path:
-    """The file that a config means: `data://protein/gb1_wt.fasta` lies in the folder of real data, others are taken
+    """The file that a config means: `data://FIELD/file.csv` lies in the folder of real data, others are taken
     as they are (from the current directory).
 
     DataError   the folder of real data, or the file in it, is missing

@@ -275,7 +275,7 @@ def _without(node: Any, at: str) -> Any:
 
 
 def command(domain: str | None) -> str:
-    """What was typed: `python -m domains.protein.train adapter=lora seed=1`; any other program's own command line."""
+    """What was typed: `python -m domains.FIELD.train adapter=lora seed=1`; any other program's own command line."""
     program, words = Path(sys.argv[0]), [word.removeprefix("++") for word in sys.argv[1:]]
     ours = program.name == "train.py" and program.parent.name == domain
     return shlex.join(["python", "-m", f"domains.{domain}.train", *words] if ours else [program.name, *words])

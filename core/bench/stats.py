@@ -1,6 +1,6 @@
 """Is it better, and how sure? Intervals and tests that respect clusters, and the only source of verdict words.
 
-Items of one group (protein family, patient, speaker) are not independent: whole groups are drawn, whole groups flip.
+Items of one group (family, patient, voice) are not independent: whole groups are drawn, whole groups flip.
 Bootstrap: percentile interval over groups drawn with replacement, the statistic taken over all items of the draw.
 Test: paired sign flips of whole groups, exact up to 12 groups (Fisher's randomisation test); Holm 1979 over methods.
 """

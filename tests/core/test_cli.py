@@ -61,7 +61,7 @@ def test_backbones_and_their_roles(capsys):
 
 def test_doctor_names_the_preset_that_is_not_sound(capsys, monkeypatch):
     """That every preset is sound is test_config's question."""
-    monkeypatch.setattr("core.doctor.OPTIONAL", {})  # their imports take half a minute
+    monkeypatch.setattr("core.doctor.extras", dict)  # their imports take half a minute
     sound = [("protein", []), ("protein", ["adapter=dora"]), ("protein", ["data=csv"])]
     monkeypatch.setattr("core.doctor.combinations", lambda: sound)
     code, out, err = atlas(capsys, "doctor")

@@ -72,6 +72,22 @@ def test_saved_adapter_predicts_what_the_run_predicted(undisturbed):
     assert [found[row["id"]] for row in rows] == [row["prediction"] for row in rows]
 
 
+@pytest.mark.parametrize("method", ["lora.LoRA", "full.Full"])
+def test_a_task_that_answers_in_more_than_one_pass(method, tmp_path):
+    """Validation is watched by one metric, the test is judged by another; what the base could do is asked twice."""
+    adapter = {"_target_": f"core.adapters.methods.{method}"} | ({"targets": ["mlp"]} if "lora" in method else {})
+    changes = {"task": {"_target_": "tests.core.training.toy.SlowTask"}, "adapter": adapter}
+    record = train(tmp_path, **changes)
+    assert record.selected.name == "quick" and record.validation().value == record.selected.value
+    assert set(record.metrics["test"]) == {"error"} and record.primary.name == "error"
+    with torch.no_grad():
+        untrained = toy.SlowTask().retention(toy.Toy().eval(), None)
+    assert record.forgetting.before == pytest.approx(untrained.value, rel=1e-6)
+    assert record.forgetting.after != record.forgetting.before and record.forgetting.unit == "V"
+    again = train(tmp_path, **changes)  # finished: scored only, and the untrained base is remembered
+    assert again.forgetting == record.forgetting
+
+
 @pytest.mark.parametrize("method", ["none.Probe", "full.Full"])
 def test_anchors(method, tmp_path, capsys):
     record = train(tmp_path, adapter={"_target_": f"core.adapters.methods.{method}"}, trainer__max_steps=4)

@@ -136,6 +136,26 @@ class ToyTask(Task):
         return {"mean": [{"id": i["id"], "prediction": mean, "truth": i["y"]} for i in data.items("test")]}
 
 
+class SlowTask(ToyTask):
+    """Answers in a second pass, is watched by its loss in validation, and remembers what the base said of zeros."""
+
+    metric, mode, watch, retained = "error", "min", ("quick", "min"), "answer_to_zeros"
+
+    def infer(self, model, batch, head, output=None, *, final=True):
+        rows = self.predict(model({**batch, "x": batch["x"]}) if final else output, batch, head)
+        return [{**row, "final": final} for row in rows]
+
+    def score(self, rows):
+        name = "error" if all(row["final"] for row in rows) else "quick"
+        return {name: super().score(rows)["error"]}
+
+    def baselines(self, data):
+        return {}
+
+    def retention(self, model, data):
+        return Metric(float(model.net(torch.zeros(1, 2, 4)).abs().mean()), "V", False, 2)
+
+
 def config(directory: Path, **changes) -> dict:
     """A whole config, as Hydra would compose it; `changes` are dotted keys with __ for the dot."""
     here = "tests.core.training.toy"
