@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from core.bench import measures
+from core.bench.confusions import confusion
 from core.bench.plots import BLUE, GREY, INK, ORANGE, new_figure, save
 from domains.protein import metrics
 
@@ -142,7 +143,7 @@ def curves(rows: list[dict[str, Any]], classes: Sequence[str], directory: Path) 
     """Two classes: ROC and precision against recall, with the surest mistake named. More: the table of confusions."""
     if not rows:
         return []
-    return _two(rows, classes, directory) if len(classes) == 2 else _confusion(rows, classes, directory)
+    return _two(rows, classes, directory) if len(classes) == 2 else confusion(rows, classes, directory)
 
 
 def _two(rows: list[dict[str, Any]], classes: Sequence[str], directory: Path) -> list[str]:
@@ -176,28 +177,6 @@ def _two(rows: list[dict[str, Any]], classes: Sequence[str], directory: Path) ->
         axis.set_ylim(-0.02, 1.04)
     save(figure, Path(directory) / "roc.svg")
     return ["roc.svg"]
-
-
-def _confusion(rows: list[dict[str, Any]], classes: Sequence[str], directory: Path) -> list[str]:
-    table = np.zeros((len(classes), len(classes)), int)
-    for row in rows:
-        table[classes.index(row["truth"]), classes.index(row["prediction"])] += 1
-    share = table / np.maximum(table.sum(1, keepdims=True), 1)
-    size = 1.9 + 0.42 * len(classes)
-    figure, (axis,) = new_figure(size + 0.6, size)
-    from matplotlib.colors import LinearSegmentedColormap
-
-    axis.imshow(share, cmap=LinearSegmentedColormap.from_list("share", ["#ffffff", BLUE]), vmin=0, vmax=1)
-    for i, j in np.ndindex(*table.shape):
-        ink = "white" if share[i, j] > 0.55 else INK
-        axis.text(j, i, f"{table[i, j]:,}", ha="center", va="center", fontsize=8, color=ink)
-    axis.set_xticks(range(len(classes)), classes, fontsize=8, rotation=45 if max(map(len, classes)) > 4 else 0)
-    axis.set_yticks(range(len(classes)), classes, fontsize=8)
-    axis.set_xlabel("prediction")
-    axis.set_ylabel("truth")
-    axis.grid(False)
-    save(figure, Path(directory) / "confusion.svg")
-    return ["confusion.svg"]
 
 
 def maps(rows: list[dict[str, Any]], directory: Path, *, name: str) -> list[str]:
