@@ -62,11 +62,6 @@ class Twin(Data):
         """Duration in 10 ms."""
         return round(100 * item["seconds"])
 
-    def known(self, count: int = 2) -> list[dict[str, Any]]:
-        """`count` held-out utterances of each base speaker: what an adapted model may have forgotten."""
-        world = World(self.world)
-        return [item for voice in world.base() for item in world.sample("held", voice, count)]
-
     def audit(self) -> Audit:
         from domains.speech.data.audit import audit
 

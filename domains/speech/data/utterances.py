@@ -104,15 +104,6 @@ class Utterances(Data):
         """Duration in 10 ms."""
         return max(1, round(100 * item["seconds"]))
 
-    def known(self, count: int = 2) -> list[Row]:
-        """`count` utterances of each of flite's voices, of sentences of their own: what a base that was pretrained on
-        these voices may have forgotten. EnvironmentError_ where flite is missing."""
-        from domains.speech.data.voices import spoken
-
-        used = {found.sample_rate for found in self._headers.values()}
-        rate = self.reading.sample_rate or (used.pop() if len(used) == 1 else None)
-        return spoken(flite.VOICES, count, seed=1, sample_rate=rate, folder=self.folder)
-
     def audit(self) -> Audit:
         from domains.speech.data.audit import audit
 
