@@ -97,6 +97,12 @@ class Utterances(Data):
         if left:
             self.notes["utterances in no split, left out"] = left
 
+    def everything(self) -> list[Row]:
+        """All utterances as items, without a split: new recordings for a trained run."""
+        file, rows = self.read()
+        rows = self._checked(file, rows)
+        return [self._item(row | {"group": row["id"]}) for row in rows]
+
     def items(self, split: Split) -> Sequence[Row]:
         return self._items[split]
 

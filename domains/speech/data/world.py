@@ -8,6 +8,7 @@ Emotion   pitch, range, rate and loudness relative to the speaker's own: only wh
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from core.data.seeding import derive
+from core.errors import DataError
 from domains.speech.data.phones import PAUSE, UNVOICED
 from domains.speech.data.synthesiser import SOUNDS, Voice, speak
 
@@ -145,3 +147,46 @@ def _syllable(rng: np.random.Generator) -> list[str]:
     starts = [symbol for symbol in LETTERS if symbol not in VOWELS]
     syllable = [str(rng.choice(starts)), str(rng.choice(VOWELS))]
     return syllable + ([str(rng.choice(ENDS))] if rng.random() < 0.3 else [])
+
+
+def spelled(text: str) -> list[tuple[str, float]]:
+    """(symbol, seconds) of a text in the twin's spelling, with pauses at its ends and commas; the seconds are SOUNDS'.
+
+    DataError   a word that is no chain of consonant, vowel and perhaps an end
+    """
+    phones, strange = [PAUSE], []
+    for word in text.lower().split():
+        letters = word.strip(".,;:!?\"'()")
+        found = _syllables(letters)
+        if found is None:
+            strange.append(letters or word)
+            continue
+        phones += found
+        if word[-1] in ",;:":
+            phones.append(PAUSE)
+    if strange or len(phones) == 1:
+        got = ", ".join(f"`{word}`" for word in strange[:5]) or "no words"
+        allowed = f"words such as `seema tookur`: {' '.join(LETTERS.values())}"
+        raise DataError(f"text {text[:40]!r}", got, allowed)
+    phones += [] if phones[-1] == PAUSE else [PAUSE]
+    return [(symbol, SOUNDS[symbol].seconds) for symbol in phones]
+
+
+def _syllables(letters: str) -> list[str] | None:
+    """Phones of a word, the longest spellings first; None where it cannot be read."""
+    if not letters:
+        return []
+    starts = [symbol for symbol in LETTERS if symbol not in VOWELS]
+    for start in _fitting(starts, letters):
+        behind = letters[len(LETTERS[start]) :]
+        for vowel in _fitting(VOWELS, behind):
+            left = behind[len(LETTERS[vowel]) :]
+            for end in [*_fitting(ENDS, left), ""]:
+                rest = _syllables(left[len(LETTERS[end]) if end else 0 :])
+                if rest is not None:
+                    return [start, vowel, *([end] if end else []), *rest]
+    return None
+
+
+def _fitting(symbols: Sequence[str], letters: str) -> list[str]:
+    return sorted((s for s in symbols if letters.startswith(LETTERS[s])), key=lambda s: -len(LETTERS[s]))
