@@ -20,13 +20,14 @@ from core.config import check
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
-TRAIN = "python -m domains.protein.train"
+TRAIN = re.compile(r"python -m domains\.(\w+)\.train( |$)")
 # Minutes to hours: composed here, run by hand.
 LONG = ("sweep=compare", "+experiment=", "-m ", "pretrain", "benchmarks")
 
 
 def commands() -> list[tuple[str, str]]:
-    """(page, command) of every inline or fenced command; a table row that starts with `data=` is a training command."""
+    """(page, command) of every inline or fenced command; a table row that starts with `data=` is a training command of
+    the page's own field."""
     found = []
     for page in PAGES:
         text = page.read_text()
@@ -35,8 +36,8 @@ def commands() -> list[tuple[str, str]]:
         for line in [*fenced.splitlines(), *inline]:
             line = line.split("  #")[0].strip().removeprefix(".venv/bin/")
             if line.startswith("data=") and " " in line:
-                line = f"{TRAIN} {line}"
-            if line.startswith((TRAIN + " ", "atlas ")) or line == TRAIN:
+                line = f"python -m domains.{page.stem}.train {line}"
+            if (TRAIN.match(line) and not re.search(r"domains\.(FIELD|<)", line)) or line.startswith("atlas "):
                 found.append((page.name, line))
     return sorted(set(found))
 
@@ -67,7 +68,8 @@ def test_command_is_sound(page, command):
         cli._arguments(words[1:])
         return
     overrides = [w for w in words[3:] if w != "-m" and not w.startswith("--")]
-    check(compose("protein", [w for w in overrides if "," not in w.split("=")[-1] or "[" in w]))
+    field = TRAIN.match(command)[1]
+    check(compose(field, [w for w in overrides if "," not in w.split("=")[-1] or "[" in w]))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
@@ -79,7 +81,7 @@ def test_links_lead_somewhere(page):
 @pytest.mark.docs
 @pytest.mark.parametrize("page, command", commands(), ids=lambda x: x[:70])
 def test_command_runs(page, command, own_files):
-    if any(mark in command for mark in (*LONG, "RUN", "DIR", "outputs/protein")):
+    if any(mark in command for mark in (*LONG, "RUN", "DIR", "outputs/")):
         pytest.skip("long, or on a finished run: tests/core/test_cli.py and the experiments run it")
     missing = [w for w in re.findall(r"=(\w+\.\w+)", command) if not (own_files / w).exists()]
     if [w for w in missing if w.endswith((".csv", ".fasta"))]:

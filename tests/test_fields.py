@@ -1,0 +1,44 @@
+"""One preset file per method serves every field: each is trained for two steps on each field's embedded backbone and
+twin, or refused with a reason and something to use instead."""
+
+import pytest
+import torch
+
+from core import catalog
+from core.compose import compose
+from core.config import check
+from core.errors import UnsupportedError
+
+FIELDS = catalog.domains()
+PRESETS = sorted(catalog.groups(FIELDS[0])["adapter"])
+TINY = ["trainer.max_steps=2", "run.limit=6", "run.test=false", "run.audit=warn", "loader.batch_size=2", "threads=1"]
+
+
+@pytest.fixture(autouse=True)
+def threads():
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def test_the_four_fields_are_there():
+    assert {"text", "vision_medical", "protein", "speech"} <= set(FIELDS)
+
+
+@pytest.mark.parametrize("field", FIELDS)
+@pytest.mark.parametrize("preset", PRESETS)
+def test_preset_serves_the_field(preset, field, tmp_path):
+    from core.training.run import run
+
+    cfg = compose(field, [f"adapter={preset}", *TINY])
+    check(cfg)
+    try:
+        record = run(cfg, tmp_path)
+    except UnsupportedError as refused:
+        assert all(problem.got and problem.allowed for problem in refused.problems), refused
+        return
+    assert record.status == "done" and record.method == preset
+    if preset not in ("full", "scratch"):
+        unchanged = record.certificate and record.certificate.base_bit_equal
+        assert unchanged is not False
+    assert (tmp_path / "adapter" / "adapter.json").is_file()
