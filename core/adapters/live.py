@@ -46,7 +46,7 @@ def check_live(state: State, net: nn.Module, adapter: Adapter, example: Callable
         if probe.MODES[mode][1]:
             loss = probe.pseudo_loss(example())
             grads = [None] * len(wanted)
-            if loss is not None:
+            if wanted and loss is not None:  # a network may ask for gradients itself (Wav2Vec2 in training)
                 grads = torch.autograd.grad(loss, list(wanted.values()), allow_unused=True)
             for key, grad in zip(wanted, grads, strict=True):
                 if grad is None:
