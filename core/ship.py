@@ -124,7 +124,8 @@ def merge(directory: Path, out: Path) -> str:
         _save(net, out / "model.safetensors")
     if run.head is not None:
         _save(run.head, out / "head.safetensors")
-    facts = {"run": directory.name, "backbone": dict(run.cfg.backbone), "max_error": error}
+    learned = json.loads((directory / LEARNED).read_text(encoding="utf-8")) if (directory / LEARNED).exists() else {}
+    facts = {"run": directory.name, "backbone": dict(run.cfg.backbone), "task": learned, "max_error": error}
     write_whole(out / "merge.json", json.dumps(facts, indent=1) + "\n")
     exact = "nothing to fold" if error is None else f"relative error {error:.1e}"
     return f"merged {directory.name}: {exact}\nlook   {out}"
