@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from core import profiles, weights
 from core.contracts import Backbone, Output
 from core.errors import ConfigError, Problem, did_you_mean
+from domains.vision_medical.backbones import source as sources
 from domains.vision_medical.backbones.structure import completed, halved
 
-EMBEDDED = Path(__file__).resolve().parent.parent / "weights"
 PROFILES = Path(__file__).resolve().parent / "profiles" / "monai"
 
 
@@ -44,8 +44,7 @@ NETWORKS = {
 
 class MonaiNet(Backbone):
     """network   the architecture; of embedded weights it comes from their description
-    source       embedded name, or a .safetensors or .pth file: the network's state dict, last layer included or not.
-                 A file NAME.json beside it describes it as those of this package: network, options, classes
+    source       embedded name, a .safetensors or .pth file, or a folder of `atlas merge` (backbones/source.py)
     options      arguments of MONAI's class (spatial_dims, in_channels, channels, strides, img_size, ...)
     checkpointing  blocks are computed again in the backward pass (SwinUNETR)
     pretrained   False keeps the network and starts anew from `seed`
@@ -61,21 +60,19 @@ class MonaiNet(Backbone):
         seed: int = 0,
     ):
         super().__init__()
-        own = weights.embedded(EMBEDDED, source) if source else None
         if pretrained and source is None:
-            allowed = ["a file of weights", *weights.shipped(EMBEDDED)]
+            allowed = ["a file of weights", "a folder of `atlas merge`", *weights.shipped(sources.EMBEDDED)]
             raise ConfigError("backbone.source", "null", allowed, "pretrained=false starts from random weights")
-        beside = Path(source).expanduser().with_suffix(".json") if source else None
-        own = own or ((Path(source).expanduser(), beside) if beside and beside.is_file() else None)
-        described = weights.configuration(own[1]) if own else {"network": network, "options": {}}
-        self.network, options = described["network"], described["options"] | (options or {})
-        kind = NETWORKS[self.network]
-        options = defaults(self.network, options, checkpointing)
-        self.net, self.options = built(self.network, options, seed), options
+        found = sources.find(source) if source else None
+        self.network = (found and found.network) or network
+        options = defaults(self.network, (found.options if found else {}) | (options or {}), checkpointing)
+        kind, self.options = NETWORKS[self.network], options
+        self.net = built(self.network, options, seed)
         self.start: dict[str, Tensor] | None = None
-        self.classes: list[str] = described.get("classes", [])
+        self.classes = found.classes if found else []
         if pretrained:
-            self._fill(own[0] if own else Path(source).expanduser(), source)
+            body, self.start = found.state(kind.last)
+            weights.fill(self.net, body, prefix="", optional=(f"{kind.last}.",) if kind.last else (), where=source)
         if kind.last is not None:
             parent, _, name = kind.last.rpartition(".")
             setattr(self.net.get_submodule(parent), name, nn.Identity())
@@ -84,19 +81,6 @@ class MonaiNet(Backbone):
         family = profiles.find(self.net, PROFILES)
         self.family, self.heads, self.token_port = family.name, family.heads, family.port
         self.roles = halved(self.net, completed(self.net, family.roles, without="norm_cross_attn"))
-
-    def _fill(self, path: Path, source: str) -> None:
-        """Weights of the body into `net`; a file's own last layer is kept as `start`, for a task that asks the same."""
-        if not path.exists():
-            allowed = ["an existing .safetensors or .pth file", *weights.shipped(EMBEDDED)]
-            raise ConfigError("backbone.source", source, allowed, did_you_mean(source, weights.shipped(EMBEDDED)))
-        tensors = weights.state(path)
-        last = NETWORKS[self.network].last
-        ends = (f"{last}.", "head.") if last else ("head.",)
-        head = {key.rpartition(".")[2]: value for key, value in tensors.items() if key.startswith(ends)}
-        body = {key: value for key, value in tensors.items() if not key.startswith(ends)}
-        weights.fill(self.net, body, prefix="", optional=ends, where=source)
-        self.start = head if set(head) == {"weight", "bias"} else None
 
     def refuses(self, shape: tuple[int, ...]) -> Problem | None:
         """Why an image (channels, *spatial) does not suit, or None."""
