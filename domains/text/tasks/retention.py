@@ -16,7 +16,7 @@ MOST = 64  # items: enough for the second decimal, little beside a training
 
 def general_nll(model: Backbone, data: Data) -> Metric | None:
     """None where the data names no general text."""
-    items = data.old_texts() if hasattr(data, "old_texts") else []
+    items = data.general_items() if hasattr(data, "general_items") else []
     if not items:
         return None
     from domains.text.tasks.fine_tuning import FineTuning, likelihood

@@ -22,8 +22,8 @@ FAMILIES = {
     "t5_gated": ("t5", {**T5, "feed_forward_proj": "gated-gelu"}),
 }  # fmt: skip
 TEMPLATE = (
-    "{% for m in messages %}{{ m['role'][0] }} {{ m['content'] }}{{ ' </s>' if m['role'] == 'assistant' else ' =>' }}"
-    "{% endfor %}{{ ' a' if add_generation_prompt else '' }}"
+    "{% for m in messages %}{{ m['role'][0] + ' ' + m['content'] }}"
+    "{{ ' </s> ' if m['role'] == 'assistant' else ' => ' }}{% endfor %}{{ 'a ' if add_generation_prompt else '' }}"
 )
 
 
