@@ -206,20 +206,39 @@ def nifti(file: str) -> tuple[np.ndarray, np.ndarray, tuple[float, ...]]:
     import nibabel
 
     try:
+        spacing = _pixdim(file)
         image = nibabel.load(file)
-        array = np.asarray(image.dataobj, np.float32)
-        affine, zooms = np.asarray(image.affine, float), image.header.get_zooms()[:3]
+        array, affine = np.asarray(image.dataobj, np.float32), np.asarray(image.affine, float)
     except FileNotFoundError:
         raise DataError(file, "no such file", "a NIfTI file") from None
+    except DataError:
+        raise
     except Exception as error:  # nibabel, gzip and struct raise many types for a damaged file
         raise DataError(file, f"not a readable NIfTI file: {str(error)[:120]}", ", ".join(VOLUMES)) from None
-    spacing = tuple(float(z) for z in zooms)
     if array.ndim not in (3, 4):
         raise DataError(file, f"{array.ndim} dimensions", "3, or 4 with channels last")
-    if len(spacing) < 3 or not all(np.isfinite(z) and z > 0 for z in spacing) or abs(np.linalg.det(affine)) < 1e-9:
-        got = f"no spacing (pixdim {', '.join(f'{z:g}' for z in spacing)})"
-        raise DataError(file, got, "mm per voxel, above 0", "write the header's pixdim and affine: distances need them")
+    if spacing is None:
+        spacing = tuple(float(s) for s in np.linalg.norm(affine[:3, :3], axis=0))
     return (np.moveaxis(array, -1, 0) if array.ndim == 4 else array[None]), affine, spacing
+
+
+def _pixdim(file: str) -> tuple[float, ...] | None:
+    """Spacing in mm where the header has no affine of its own, else None. Read before nibabel does, which writes 1 mm
+    for what is missing. DataError: the header has neither."""
+    from nibabel import Nifti1Header, Nifti2Header
+    from nibabel.openers import ImageOpener
+
+    with ImageOpener(file) as opened_file:
+        content = opened_file.read(540)
+    kind, size = (Nifti2Header, 540) if content[:4] in (b"\x1c\x02\0\0", b"\0\0\x02\x1c") else (Nifti1Header, 348)
+    header = kind(content[:size], check=False)
+    if int(header["sform_code"]) > 0:
+        return None
+    spacing = tuple(float(s) for s in header["pixdim"][1:4])
+    if not all(np.isfinite(s) and s > 0 for s in spacing):
+        got = f"no spacing (pixdim {', '.join(f'{s:g}' for s in spacing)}, no affine)"
+        raise DataError(file, got, "mm per voxel, above 0", "write it into the header: distances need it")
+    return spacing
 
 
 def suffix(name: str) -> str:
