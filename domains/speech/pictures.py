@@ -20,7 +20,7 @@ from domains.speech import metrics
 from domains.speech.data.audio import resample, sound_library
 from domains.speech.features import MelRecipe
 
-SEEN = {"truth_": "recorded", "before_": "before", "": "after"}  # prefix in a take -> what it is
+SEEN = {"truth_": "recorded", "before_": "before", "": "after"}  # prefix in a take -> what it is, in their order
 CLIP_RATE, CLIP_SECONDS, CLIP_BYTES = 16_000, 6.0, 27_000
 FADE = 0.05  # s, where a clip is cut
 RANGE = 9.0  # nats below the loudest that a picture shows
@@ -32,9 +32,10 @@ def takes(taken: Sequence[dict[str, Any]], directory: Path, recipe: MelRecipe) -
     for number, take in enumerate(taken, 1):
         stem = f"utterance_{number}"
         names.append(mels(take, Path(directory) / f"{stem}.svg", recipe))
-        for prefix, what in SEEN.items():
+        for letter, (prefix, what) in zip("abc", SEEN.items(), strict=True):
             if f"{prefix}samples" in take:
-                names.append(clip(take[f"{prefix}samples"], recipe.sample_rate, Path(directory) / f"{stem}_{what}.ogg"))
+                path = Path(directory) / f"{stem}{letter}_{what}.ogg"
+                names.append(clip(take[f"{prefix}samples"], recipe.sample_rate, path))
     return names
 
 
@@ -45,7 +46,7 @@ def mels(take: dict[str, Any], picture: Path, recipe: MelRecipe) -> str:
     shown = [(prefix, what) for prefix, what in SEEN.items() if f"{prefix}mel" in take]
     longest = max(len(take[f"{prefix}mel"]) for prefix, _ in shown) * recipe.hop_s
     colours = matplotlib.colormaps["magma"].resampled(48)  # few enough for small files
-    figure, axes = new_figure(7.4, 0.85 + 1.15 * len(shown), rows=len(shown), margins=(0.75, 0.15, 0.5, 0.35))
+    figure, axes = new_figure(7.4, 0.8 + 0.95 * len(shown), rows=len(shown), margins=(0.75, 0.15, 0.5, 0.35))
     scale = np.log(10) if recipe.log == "decimal" else 1.0
     top = max(float(take[f"{prefix}mel"].max()) for prefix, _ in shown) * scale
     for axis, (prefix, what) in zip(axes, shown, strict=True):

@@ -17,7 +17,7 @@ READING = ("sample_rate", "trim", "loudness")  # how the run's own recordings be
 
 
 def read(path: Path, data: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
-    """Items of a file, in its order: {id, group, speaker, seconds, read} of a table, {id, group, text, phones} of a text.
+    """Items of a file, in order: {id, group, speaker, seconds, read} of a table, {id, group, text, phones} of a text.
 
     data   the run's `data` config
     DataError   as core.data.text and the readers of domains.speech.data; a text that cannot be said
