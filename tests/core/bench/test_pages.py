@@ -13,9 +13,9 @@ from core.bench.card import write_card
 from core.bench.report import report
 from core.bench.result import MetricRecord
 from core.errors import DataError
+from tests.browser import needs_browser, pictures_loaded, tab
 from tests.core.bench import synthetic
 
-CHROMIUM = Path("/usr/bin/chromium")
 VOID = {"meta", "img", "br", "input", "hr", "link"}
 XMLNS = {"http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"}
 
@@ -60,7 +60,7 @@ def check(path: Path) -> Page:
     for link in page.links:
         if link.startswith("#"):
             assert link[1:] in page.ids
-        elif not link.startswith("data:image/"):
+        elif not link.startswith(("data:image/", "data:audio/")):
             assert (path.parent / link).is_file(), link
     return page
 
@@ -277,28 +277,36 @@ def test_an_empty_folder_is_an_error(tmp_path):
 # ---------------------------------------------------------------------- browser
 
 
-@pytest.mark.skipif(not CHROMIUM.exists(), reason=f"no {CHROMIUM} (apt install chromium)")
+@needs_browser
 def test_a_browser_opens_card_and_report_offline(folder):
-    playwright = pytest.importorskip("playwright.sync_api")
     pages = [report(folder), folder / "lora_s0" / "card.html"]
-    arguments = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-                 "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage"]  # fmt: skip
-    with playwright.sync_playwright() as p:
-        browser = p.chromium.launch(executable_path=str(CHROMIUM), headless=True, args=arguments)
-        context = browser.new_context(offline=True, viewport={"width": 390, "height": 800})
-        faults = []
-        tab = context.new_page()
-        tab.on("pageerror", lambda error: faults.append(str(error)))
-        tab.on("requestfailed", lambda request: faults.append(request.url))
+    with tab() as page:
         for path in pages:
-            tab.goto(path.as_uri())
-            assert tab.evaluate("document.documentElement.scrollWidth") <= 390  # on a phone only tables scroll
-            assert tab.evaluate("[...document.images].every(i => i.complete && i.naturalWidth > 0)")
-        tab.goto(pages[0].as_uri())
-        assert tab.locator(".tabs figure:visible").count() == 1
-        tab.get_by_text("time per step", exact=True).first.click()
-        assert "time per step, ms" in tab.locator(".tabs figure:visible").inner_text()
-        tab.locator(".tabs figure:visible svg a").first.click()
-        assert tab.url.endswith("card.html")
-        browser.close()
-    assert faults == []
+            page.goto(path.as_uri())
+            assert page.evaluate("document.documentElement.scrollWidth") <= 390  # on a phone only tables scroll
+            assert pictures_loaded(page)
+        page.goto(pages[0].as_uri())
+        assert page.locator(".tabs figure:visible").count() == 1
+        page.get_by_text("time per step", exact=True).first.click()
+        assert "time per step, ms" in page.locator(".tabs figure:visible").inner_text()
+        page.locator(".tabs figure:visible svg a").first.click()
+        assert page.url.endswith("card.html")
+
+
+@needs_browser
+def test_a_card_plays_sound(folder, tmp_path):
+    """A second of silence beside the pictures, as a player that knows its length."""
+    run = tmp_path / "lora"
+    synthetic.write_run(run)
+    (run / "plots").mkdir(exist_ok=True)
+    header = b"RIFF" + (36 + 16000).to_bytes(4, "little") + b"WAVEfmt " + (16).to_bytes(4, "little")
+    header += (1).to_bytes(2, "little") * 2 + (8000).to_bytes(4, "little") + (16000).to_bytes(4, "little")
+    header += (2).to_bytes(2, "little") + (16).to_bytes(2, "little") + b"data" + (16000).to_bytes(4, "little")
+    (run / "plots" / "after_training.wav").write_bytes(header + bytes(16000))
+    with tab() as page:
+        page.goto(write_card(run).as_uri())
+        player = page.locator("audio")
+        assert player.count() == 1 and "after training" in page.locator("figure", has=player).inner_text()
+        page.evaluate("document.querySelector('audio').load()")
+        page.wait_for_function("document.querySelector('audio').readyState >= 1")
+        assert page.evaluate("document.querySelector('audio').duration") == 1
