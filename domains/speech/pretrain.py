@@ -1,12 +1,13 @@
-"""Makes the embedded weights: `python -m domains.speech.pretrain mini|flite [--out DIR] [--budget-s S]`.
+"""Makes the embedded weights: `python -m domains.speech.pretrain mini|flite|listener [--out DIR] [--budget-s S]`.
 
-mini    a FastSpeech of 0.9 M parameters that speaks as the twin's eight base speakers; no data needed, minutes
-flite   the same network for English, from what flite's voices say now; needs flite and PEFT_ATLAS_DATA, half an hour
+mini      a FastSpeech of 0.9 M parameters that speaks as the twin's eight base speakers; no data needed, minutes
+flite     the same network for English, from what flite's voices say now; needs flite and PEFT_ATLAS_DATA, half an hour
+listener  an encoder of 0.4 M parameters that hears phones, pitch and voices, of flite's voices and the twin's; the same
 
 `--compare` trains nothing: it adds to the card what the embedded weights are worth to a new speaker, against scratch.
 
 Both print held-out errors, can be stopped and go on to the same bits, use one thread, and write <name>.safetensors,
-<name>.json (shape, speakers, mel recipe) and <name>.md (card).
+<name>.json (shape, mel recipe, speakers) and <name>.md (card).
 """
 
 from __future__ import annotations
@@ -15,24 +16,28 @@ import argparse
 from pathlib import Path
 
 WEIGHTS = Path(__file__).resolve().parent / "weights"
-NAMES = {"mini": "acoustic_mini", "flite": "acoustic_flite"}
+NAMES = {"mini": "acoustic_mini", "flite": "acoustic_flite", "listener": "listener"}
 
 
 def recipe(which: str):
-    """The recipe of `mini` or `flite`."""
-    from domains.speech.pretraining.loop import Recipe
+    """The recipe of `mini`, `flite` or `listener`."""
+    from domains.speech.pretraining import listening, loop
 
     return {
-        "mini": Recipe("acoustic_mini", steps=1200, batch=16, lr=2e-3),
-        "flite": Recipe("acoustic_flite", steps=2400, batch=8, lr=2e-3),
+        "mini": loop.Recipe("acoustic_mini", steps=1200, batch=16, lr=2e-3),
+        "flite": loop.Recipe("acoustic_flite", steps=2400, batch=8, lr=2e-3),
+        "listener": listening.Recipe(),
     }[which]
 
 
-def corpora(which: str, folder: Path):
-    """(training, held-out) corpus of a recipe. `flite` keeps what was spoken in `folder`."""
-    from domains.speech.pretraining import corpus
+def corpora(which: str):
+    """(training, held-out) corpus of a recipe. What flite spoke is kept in outputs/flite."""
+    from domains.speech.data.flite import FOLDER
+    from domains.speech.pretraining import corpus, listening
 
-    return corpus.twin() if which == "mini" else corpus.flite(folder / "spoken")
+    if which == "mini":
+        return corpus.twin()
+    return corpus.flite(Path(FOLDER)) if which == "flite" else listening.corpora(Path(FOLDER))
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -64,18 +69,21 @@ def run(given: argparse.Namespace) -> int:
     torch.set_num_threads(given.threads)
     if given.compare:
         return compare(given.which)
-    from domains.speech.pretraining import card, loop
+    from domains.speech.pretraining import card, listening, loop
 
     chosen = recipe(given.which)
     chosen = replace(chosen, seed=given.seed, steps=given.steps or chosen.steps)
     folder = given.state or Path("outputs", "pretrain", chosen.name)
-    train, held = corpora(given.which, folder)
-    print(f"{chosen.name}  {len(train.spoken):,} utterances, {train.seconds() / 60:.1f} min; {chosen}", flush=True)
-    model, facts = loop.train(chosen, train, held, folder / "state.safetensors", budget=given.budget_s)
+    train, held = corpora(given.which)
+    print(
+        f"{chosen.name}  {train.facts['utterances']:,} utterances, {train.seconds() / 60:.1f} min; {chosen}", flush=True
+    )
+    step = listening if given.which == "listener" else loop
+    model, facts = step.train(chosen, train, held, folder / "state.safetensors", budget=given.budget_s)
     if not facts["done"]:
         print(f"stopped at step {facts['step']:,} of {chosen.steps:,}; the same command goes on")
         return 0
-    written = card.export(model, chosen, facts, train, held, given.out)
+    written = card.export(*step.shipped(model, train, held), chosen, facts, train, given.out)
     print("\n".join(f"wrote     {path}" for path in written))
     return 0
 

@@ -68,7 +68,7 @@ class FastSpeech(Backbone):
         shape = dict(zip(SHAPE, (width, inner, heads, encoder, decoder, predictor), strict=True))
         tensors = None
         if source is not None:
-            tensors, written = _files(source)
+            tensors, written = files(source, {"shape", "speakers", "recipe"})
             shape, speakers, recipe = written["shape"], written["speakers"], written["recipe"]
         elif pretrained:
             allowed = [*weights.shipped(EMBEDDED), "a folder with FastSpeech weights"]
@@ -117,8 +117,8 @@ class FastSpeech(Backbone):
         return self.net.speakers.weight.mean(0, keepdim=True) if vectors is None else vectors
 
 
-def _files(source: str) -> tuple[Path, dict]:
-    """(safetensors, parsed configuration) of embedded or local weights."""
+def files(source: str, keys: set[str]) -> tuple[Path, dict]:
+    """(safetensors, parsed configuration with `keys`) of embedded or local weights."""
     found = weights.embedded(EMBEDDED, source)
     if found is None:
         folder = weights.folder(source)
@@ -126,6 +126,6 @@ def _files(source: str) -> tuple[Path, dict]:
             raise ConfigError("backbone.source", f"{source}: {len(files)} safetensors files", "a folder with one")
         found = files[0], files[0].with_suffix(".json")
     written = weights.configuration(found[1])
-    if missing := {"shape", "speakers", "recipe"} - written.keys():
+    if missing := keys - written.keys():
         raise ConfigError(str(found[1]), f"no {', '.join(sorted(missing))}", "what `domains.speech.pretrain` wrote")
     return found[0], written

@@ -12,44 +12,47 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from core.pretraining import put
-from domains.speech.backbones.fastspeech import FastSpeech
-from domains.speech.pretraining.corpus import Corpus
-from domains.speech.pretraining.loop import SHAPE, Recipe, mean_frame
 
 TITLES = {
     "acoustic_mini": "A FastSpeech for the speech twin's world, of no use on real speech.",
     "acoustic_flite": "A small English FastSpeech that learned from flite's synthetic voices: a start for a real one.",
+    "listener": "A small encoder that learned from synthetic speech: which phone, voiced or not, how high, who.",
 }
 COMMANDS = {"acoustic_mini": "mini", "acoustic_flite": "flite"}
-SOURCES = {
-    "acoustic_mini": "Made at run time from a seed (`domains/speech/data/world.py`); no file, no licence.",
-    "acoustic_flite": "Spoken at run time by flite 2.2 (BSD-like licence). Synthetic: no person's recordings are in it "
-    "but those that flite's voices were built from.",
+FLITE = "spoken at run time by flite 2.2 (BSD-like licence): synthetic, from voices built from recordings"
+TWIN = "made at run time from a seed (`domains/speech/data/world.py`); no file, no licence"
+SOURCES = {"acoustic_mini": TWIN, "acoustic_flite": FLITE, "listener": f"{FLITE}; and {TWIN}"}
+ASKED = {
+    "acoustic_mini": "Spoken with true durations, pitch and energy: mean absolute errors.",
+    "acoustic_flite": "Spoken with true durations, pitch and energy: mean absolute errors.",
+    "listener": "Frames of 20 ms, without noise; speakers are those of the training.",
 }
-UNITS = {
-    "mel": "mel spectrogram, mean absolute error (nat)",
-    "log_durations": "durations, mean absolute error (log frames)",
-    "pitch": "pitch, mean absolute error (octaves)",
-    "energy": "energy, mean absolute error (nat)",
-}
+UNITS = {"mel": "nat", "log_durations": "log frames", "pitch": "octaves", "energy": "nat", "phone loss": "nat"}
 
 
 def export(
-    model: FastSpeech, recipe: Recipe, facts: dict[str, Any], train: Corpus, held: Corpus, folder: Path
+    net: nn.Module,
+    settings: dict[str, Any],
+    trivial: dict[str, float],
+    recipe: Any,
+    facts: dict[str, Any],
+    corpus: Any,
+    folder: Path,
 ) -> list[Path]:
     """Writes <name>.safetensors, .json and .md into `folder`; returns their paths."""
     from safetensors.torch import save
 
     stored = {k: v for k, v in facts.items() if k != "curve"}
     curve = [{k: round(v, 4) for k, v in figures.items()} for figures in facts["curve"]]
-    about = {**train.facts, "minutes": round(train.seconds() / 60, 1), "held out": len(held.spoken)}
+    about = {**corpus.facts, "minutes of speech": round(corpus.seconds() / 60, 1)}
     notes = {"recipe": asdict(recipe), "facts": stored, "curve": curve, "corpus": about}
-    notes["figures"] = {**curve[-1], "mean frame": mean_frame(train, held)}
+    notes["figures"] = {**{k: v for k, v in curve[-1].items() if k != "step"}, **trivial}
     paths = [folder / f"{recipe.name}.safetensors", folder / f"{recipe.name}.json"]
-    tensors = {name: p.detach().contiguous() for name, p in model.net.state_dict().items()}
+    tensors = {name: p.detach().contiguous() for name, p in net.state_dict().items()}
     put(paths[0], save(tensors, {key: json.dumps(value) for key, value in notes.items()}))
-    settings = {"shape": SHAPE, "speakers": list(train.speakers), "recipe": asdict(train.recipe)}
     put(paths[1], json.dumps(settings, indent=2).encode() + b"\n")
     return [*paths, write(folder, recipe.name)]
 
@@ -63,42 +66,50 @@ def write(folder: Path, name: str) -> Path:
         notes = {key: json.loads(value) for key, value in stored.metadata().items()}
         parameters = sum(stored.get_tensor(key).numel() for key in stored.keys())
     settings = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
-    recipe, facts, figures, mel = notes["recipe"], notes["facts"], notes["figures"], settings["recipe"]
+    recipe, facts, mel = notes["recipe"], notes["facts"], settings["recipe"]
+    shape = ", ".join(f"{key} {value}" for key, value in settings["shape"].items())
     lines = [
         f"# {name}",
         "",
-        TITLES.get(name, "A small FastSpeech."),
+        TITLES.get(name, "A small speech model."),
         "",
         "| | |",
         "| --- | --- |",
         f"| made by | `python -m domains.speech.pretrain {COMMANDS.get(name, name)}`, seed {recipe['seed']} |",
-        f"| network | `domains/speech/backbones/acoustic.py`, {parameters:,} parameters, fp32 |",
+        f"| network | {parameters:,} parameters, fp32: {shape} |",
         f"| mel recipe | {mel['sample_rate']:,} Hz, window {mel['win']:,}, hop {mel['hop']}, {mel['n_mels']} bins, "
-        f"{mel['fmin']:.0f} to {mel['fmax']:.0f} Hz, natural logarithm |",
+        f"{mel['fmin']:.0f} to {mel['fmax']:,.0f} Hz, {mel['log']} logarithm |",
         f"| trained | {facts['step']:,} steps of {recipe['batch']} utterances, {facts['seconds']:,.0f} s on one thread "
         "of a shared CPU |",
         f"| optimiser | AdamW (.9, .98), decay .01, lr {recipe['lr']}, {recipe['warmup']} steps warm-up, linear decay "
         f"over the last {100 * recipe['decay']:.0f} % |",
-        *(f"| {key} | {value:,} |" if isinstance(value, int) else f"| {key} | {value} |"
-          for key, value in notes["corpus"].items()),
+        *(f"| {key} | {_shown(value)} |" for key, value in notes["corpus"].items()),
         f"| data | {SOURCES.get(name, '')} |",
         f"| sha256 | `{hashlib.sha256(path.read_bytes()).hexdigest()}` |",
         "",
         "## Held-out sentences of the same speakers",
         "",
-        "Spoken with true durations, pitch and energy. Saying each phone's mean frame has a mel error of "
-        f"{figures['mean frame']:.3f} nat.",
+        ASKED.get(name, ""),
         "",
-        "| | error |",
+        "| | |",
         "| --- | --- |",
-        *(f"| {UNITS[key]} | {figures[key]:.3f} |" for key in UNITS if key in figures),
-    ]  # fmt: skip
+        *(f"| {key}{_unit(key)} | {value:.3f} |" for key, value in notes["figures"].items()),
+    ]
     compared = folder / f"{name}.transfer.json"
     if compared.is_file():
         from domains.speech.pretraining.transfer import table
 
-        lines += ["", "## What it is worth to a new speaker", ""]
+        lines += ["", "## What it is worth", ""]
         lines += table(json.loads(compared.read_text(encoding="utf-8")))
     target = folder / f"{name}.md"
     put(target, "\n".join([*lines, ""]).encode())
     return target
+
+
+def _unit(key: str) -> str:
+    unit = UNITS.get(key.partition(",")[0])
+    return f" ({unit})" if unit else ""
+
+
+def _shown(value: Any) -> str:
+    return f"{value:,}" if isinstance(value, int) else str(value)

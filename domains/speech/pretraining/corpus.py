@@ -72,28 +72,43 @@ def twin(utterances: int = 150, held: int = 6) -> tuple[Corpus, Corpus]:
     return made[0], made[1]
 
 
-def flite(folder: Path, utterances: int = 120, held: int = 4) -> tuple[Corpus, Corpus]:
-    """(training, held-out) utterances of each of the twelve speakers; every sentence is spoken once.
+def flite_speakers() -> tuple[str, ...]:
+    """flite's voices by name; with another length of the tract, the name has it behind an x."""
+    from domains.speech.data.flite import VOICES
 
-    folder   where what was spoken is kept
+    return tuple(voice if tract == 1 else f"{voice}x{tract}" for voice in VOICES for tract in TRACTS)
+
+
+def flite_items(folder: Path, utterances: int, held: int, rate: int) -> tuple[list[dict], list[dict]]:
+    """(training, held-out) items of each of the twelve speakers; every sentence is spoken once.
+
+    folder   where what was spoken is kept       rate   Hz
     """
     from domains.speech.data.flite import VOICES
 
-    speakers = tuple(f"{voice}x{tract}" for voice in VOICES for tract in TRACTS)
-    texts = _texts(len(speakers) * (utterances + held))
-    made = Corpus(LJSPEECH, speakers), Corpus(LJSPEECH, speakers)
-    for at, text in enumerate(texts):
+    speakers = flite_speakers()
+    made: tuple[list[dict], list[dict]] = [], []
+    for at, text in enumerate(_texts(len(speakers) * (utterances + held))):
         number, turn = at % len(speakers), at // len(speakers)
         voice, tract = VOICES[number // len(TRACTS)], TRACTS[number % len(TRACTS)]
-        made[turn >= utterances].add([_spoken(text, voice, tract, speakers[number], folder)])
+        made[turn >= utterances].append(_spoken(text, voice, tract, speakers[number], folder, rate))
         if (at + 1) % 200 == 0:
-            print(f"  spoken  {at + 1:,} of {len(texts):,}", flush=True)
-    made[0].facts = {
-        "speakers": f"{len(speakers)}: flite's {', '.join(VOICES)}, each at {', '.join(map(str, TRACTS))} of its tract",
-        "utterances": len(made[0].spoken),
+            print(f"  spoken  {at + 1:,}", flush=True)
+    return made
+
+
+def flite(folder: Path, utterances: int = 120, held: int = 4) -> tuple[Corpus, Corpus]:
+    """(training, held-out) corpus of `flite_items`."""
+    speakers = flite_speakers()
+    train, test = (
+        Corpus(LJSPEECH, speakers).add(items) for items in flite_items(folder, utterances, held, LJSPEECH.sample_rate)
+    )
+    train.facts = {
+        "speakers": f"{len(speakers)}: flite's four voices, each at {', '.join(map(str, TRACTS))} of its tract",
+        "utterances": len(train.spoken),
         "text": "two of three are questions of BoolQ (CC BY-SA 3.0), the others from domains/speech/data/sentences.py",
     }
-    return made
+    return train, test
 
 
 def _texts(count: int) -> list[str]:
@@ -111,12 +126,12 @@ def _texts(count: int) -> list[str]:
     return [next(own) if at % 3 == 2 else next(asked) for at in range(count)]
 
 
-def _spoken(text: str, voice: str, tract: float, speaker: str, folder: Path) -> dict[str, Any]:
+def _spoken(text: str, voice: str, tract: float, speaker: str, folder: Path, rate: int) -> dict[str, Any]:
     from domains.speech.data.flite import speak
 
     said = speak(text, voice, folder)
     phones = [(symbol, seconds / tract) for symbol, seconds in said.phones]
-    read = partial(_read, said.path, tract, LJSPEECH.sample_rate)
+    read = partial(_read, said.path, tract, rate)
     return {"id": text, "speaker": speaker, "text": text, "phones": phones, "read": read}
 
 

@@ -5,13 +5,13 @@ Draws are a function of (seed, step) and of nothing else; core.pretraining keeps
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from core import pretraining
 from domains.speech.backbones.fastspeech import FastSpeech
@@ -41,8 +41,6 @@ class Recipe:
 
 
 def network(recipe: Recipe, corpus: Corpus) -> FastSpeech:
-    from dataclasses import asdict
-
     return FastSpeech(
         speakers=list(corpus.speakers), recipe=asdict(corpus.recipe), pretrained=False, seed=recipe.seed, **SHAPE
     )
@@ -115,3 +113,9 @@ def train(
         every=every,
     )
     return model.eval(), facts
+
+
+def shipped(model: FastSpeech, corpus: Corpus, held: Corpus) -> tuple[nn.Module, dict[str, Any], dict[str, float]]:
+    """(network, its configuration, figures of what needs no network)."""
+    settings = {"shape": SHAPE, "speakers": list(corpus.speakers), "recipe": asdict(corpus.recipe)}
+    return model.net, settings, {"mel, each phone's mean frame": mean_frame(corpus, held)}

@@ -71,7 +71,8 @@ class TTS(Task):
         self.vocoder, self.rounds, self.sounds = vocoder, rounds, sounds
         self.judges, self.forgetting, self.speakers = list(judges or ()), forgetting, speakers
         self._features: dict[str, utterances.Utterance] = {}
-        self._voice = self._recipe = None
+        self._voice = None
+        self._recipe: features.MelRecipe | None = None
         self._panel = panel.Panel(self.judges, {})
         self.takes: dict[str, dict[str, Any]] = {}  # id -> what pictures and players show
         self.before: dict[str, dict[str, Any]] = {}  # the same, of the base alone
@@ -79,6 +80,7 @@ class TTS(Task):
     def check(self, data: Data, backbone: Backbone) -> None:
         if not hasattr(backbone, "synthesise"):
             raise ConfigError("backbone", type(backbone).__name__, "one that speaks: fastspeech, speecht5")
+        self._recipe = backbone.recipe
         if self.vocoder != "griffin_lim":
             features.same_recipe(model=backbone.recipe, vocoder=features.LJSPEECH)
         for split in SPLITS:
@@ -114,15 +116,15 @@ class TTS(Task):
         batch["speaker"] = torch.tensor([names.index(name) for name in chosen])
         batch |= {"texts": [item.get("text", "") for item in items], "speakers": chosen}
         if all("read" in item for item in items):
-            found = [self._utterance(item, tokenizer) for item in items]
+            found = [self._utterance(item, tokenizer.recipe) for item in items]
             batch |= utterances.padded(found)
             batch["sounds"] = [item["read"] for item in items]
         return batch
 
-    def _utterance(self, item: dict[str, Any], tokenizer: Any) -> utterances.Utterance:
+    def _utterance(self, item: dict[str, Any], recipe: features.MelRecipe) -> utterances.Utterance:
         key = str(item["id"])
         if key not in self._features:
-            self._features[key] = utterances.utterance(item, tokenizer.recipe)
+            self._features[key] = utterances.utterance(item, recipe)
         return self._features[key]
 
     def loss(self, output: Output, batch: dict[str, Any], head: nn.Module | None) -> tuple[Tensor, Tensor]:
@@ -186,7 +188,7 @@ class TTS(Task):
 
     def _sound(self, mel: Tensor, recipe) -> Tensor:
         if self._voice is None:
-            self._voice, self._recipe = vocoders.make(self.vocoder, recipe, self.rounds), recipe
+            self._voice = vocoders.make(self.vocoder, recipe, self.rounds)
         return self._voice(mel)
 
     def score(self, rows: list[dict[str, Any]]) -> dict[str, Metric]:
@@ -199,6 +201,11 @@ class TTS(Task):
         if "mcd" in found:
             found["mcd"] = found["mcd"]._replace(ci95=measures.headline("mcd", rows))
         return found
+
+    def baselines(self, data: Data) -> dict[str, list[dict[str, Any]]]:
+        from domains.speech import baselines
+
+        return baselines.spoken(data, lambda item: self._utterance(item, self._recipe).mel.numpy(), self._recipe.log)
 
     def zero_shot(self, backbone: Backbone, data: Data) -> list[dict[str, Any]] | None:
         """The base in the mean of its voices (in its own, for speakers whom it knows)."""
