@@ -97,7 +97,8 @@ def compare(which: str) -> int:
 
     name = NAMES[which]
     stored = WEIGHTS / f"{name}.transfer.json"
-    put(stored, (json.dumps(transfer.compare(which, name), indent=1) + "\n").encode())
+    found = transfer.compare(which, Path("outputs", "pretrain", name, "transfer"))
+    put(stored, (json.dumps(found, indent=1) + "\n").encode())
     print(f"wrote     {stored}\nwrote     {card.write(WEIGHTS, name)}")
     return 0
 
