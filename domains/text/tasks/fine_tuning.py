@@ -21,6 +21,7 @@ class FineTuning(Task):
     """Headline: negative log-likelihood in nat per token; lower is better.
 
     max_length, too_long, loss_on, chat, joint   how an item becomes tokens: domains.text.data.rendering.Rendering
+    general   items of general text, where the data names some, on which forgetting is measured; 0: it is not
     """
 
     metric, mode, retained = "nll", "min", "general_nll"
@@ -32,13 +33,16 @@ class FineTuning(Task):
         loss_on: Literal["completion", "last", "all"] = "completion",
         chat: Literal["auto", "always"] = "auto",
         joint: str = " ",
+        general: int = 64,
     ):
         super().__init__()
+        self.general, self.sample = general, None
         self.rendering = Rendering(max_length, too_long, loss_on, chat, joint)
 
     def check(self, data: Data, backbone: Backbone) -> None:
         reading.require_prompts(data, backbone, "task")
         reading.check(data, backbone, self.rendering)
+        self.sample = data.sample
 
     def collate(self, items: list[dict[str, Any]], tokenizer: Any) -> dict[str, Any]:
         reading.refuse_unanswered(items)
@@ -72,7 +76,13 @@ class FineTuning(Task):
         return reading.rows(self, backbone, data.items("test"))
 
     def retention(self, model: Backbone, data: Data) -> Metric | None:
-        return retention.general_nll(model, data)
+        return retention.general_nll(model, data, self.general)
+
+    def pictures(self, rows: list[dict[str, Any]], directory) -> list[str]:
+        """One item as the model sees it, coloured by what has a loss."""
+        from domains.text import pictures
+
+        return pictures.labels(self.sample, directory)
 
 
 def likelihood(rows: list[dict[str, Any]]) -> dict[str, Metric]:

@@ -13,6 +13,7 @@ from torch import nn
 from core.contracts import Backbone, Data, Metric
 from core.errors import ConfigError
 from domains.text import generation
+from domains.text.data.rows import question
 from domains.text.tasks import reading, scoring
 from domains.text.tasks.fine_tuning import FineTuning, likelihood, spread_score
 
@@ -25,7 +26,7 @@ class Generation(FineTuning):
     beams            1: greedy
     length_penalty   of beams: above 1 favours longer answers
     zero             score the base as it is, too; false where a sweep has adapter=none, which is the same
-    max_length, too_long, loss_on, chat, joint   as of FineTuning
+    max_length, too_long, loss_on, chat, joint, general   as of FineTuning
     """
 
     mode, watch = "max", ("nll", "min")
@@ -42,11 +43,12 @@ class Generation(FineTuning):
         loss_on: Literal["completion", "last", "all"] = "completion",
         chat: Literal["auto", "always"] = "auto",
         joint: str = " ",
+        general: int = 64,
     ):
         for name, value in (("max_new_tokens", max_new_tokens), ("beams", beams)):
             if value < 1:
                 raise ConfigError(f"task.{name}", value, "1 or more")
-        super().__init__(max_length, too_long, loss_on, chat, joint)
+        super().__init__(max_length, too_long, loss_on, chat, joint, general)
         self.metric, self.max_new_tokens, self.beams, self.length_penalty = (
             measure,
             max_new_tokens,
@@ -56,11 +58,13 @@ class Generation(FineTuning):
         self.zero = zero
 
     def collate(self, items: list[dict[str, Any]], tokenizer: Any) -> dict[str, Any]:
-        """With prompt_ids, prompt_mask, `references` (a list each) and `slots`; labels where all items have answers."""
+        """With prompt_ids, prompt_mask, `references` (a list each), `slots` and `prompts`; labels where all items have
+        answers."""
         batch = {
             "ids": [str(item["id"]) for item in items],
             "references": [_references(item) for item in items],
             "slots": [item.get("slots") for item in items],
+            "prompts": [question(item) for item in items],
             **reading.prompts(items, self.rendering, tokenizer),
         }
         if all(reading.answered(item) for item in items):
@@ -78,8 +82,9 @@ class Generation(FineTuning):
         written = generation.write(
             model, batch, tokens=self.max_new_tokens, beams=self.beams, penalty=self.length_penalty
         )
-        for row, answer, references, slots in zip(rows, written, batch["references"], batch["slots"], strict=True):
-            row |= {"prediction": model.tokenizer.decode(answer.ids), "stopped": answer.stopped}
+        asked = zip(batch["prompts"], batch["references"], batch["slots"], strict=True)
+        for row, answer, (prompt, references, slots) in zip(rows, written, asked, strict=True):
+            row |= {"prompt": prompt, "prediction": model.tokenizer.decode(answer.ids), "stopped": answer.stopped}
             yield row | ({"truth": references} if references else {}) | ({"slots": slots} if slots else {})
 
     def score(self, rows: list[dict[str, Any]]) -> dict[str, Metric]:
@@ -90,8 +95,24 @@ class Generation(FineTuning):
             return found
         return scoring.written(rows, self.metric) | found
 
+    def baselines(self, data: Data) -> dict[str, list[dict[str, Any]]]:
+        """The answer to the most similar training prompt."""
+        from domains.text import baselines
+
+        found = baselines.nearest(data)
+        return {"nearest": found} if found else {}
+
     def zero_shot(self, backbone: Backbone, data: Data) -> list[dict[str, Any]] | None:
-        return super().zero_shot(backbone, data) if self.zero else None
+        rows = super().zero_shot(backbone, data) if self.zero else None
+        self.before = {row["id"]: row["prediction"] for row in rows or []}
+        return rows
+
+    def pictures(self, rows: list[dict[str, Any]], directory) -> list[str]:
+        """The worst, the median and the best text beside what the base wrote; and one item as the model sees it."""
+        from domains.text import pictures
+
+        drawn = pictures.texts(rows, directory, name=self.metric, before=self.before)
+        return drawn + super().pictures(rows, directory)
 
 
 def _references(item: dict[str, Any]) -> list[str]:

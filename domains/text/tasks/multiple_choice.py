@@ -24,6 +24,7 @@ class MultipleChoice(Task):
     headline and what is trained: softmax over the choices' scores.
 
     max_length, too_long, chat, joint   how an item becomes tokens: domains.text.data.rendering.Rendering
+    general   items of general text, where the data names some, on which forgetting is measured; 0: it is not
     """
 
     metric, retained = "accuracy", "general_nll"
@@ -35,8 +36,10 @@ class MultipleChoice(Task):
         too_long: Literal["left", "error"] = "left",
         chat: Literal["auto", "always"] = "auto",
         joint: str = " ",
+        general: int = 64,
     ):
         super().__init__()
+        self.general = general
         self.by, self.rendering = by, Rendering(max_length, too_long, "completion", chat, joint)
 
     def check(self, data: Data, backbone: Backbone) -> None:
@@ -104,7 +107,7 @@ class MultipleChoice(Task):
         return reading.rows(self, backbone, data.items("test"))
 
     def retention(self, model: Backbone, data: Data) -> Metric | None:
-        return retention.general_nll(model, data)
+        return retention.general_nll(model, data, self.general)
 
 
 def _faults(item: dict[str, Any], split: str | None) -> list[Problem]:

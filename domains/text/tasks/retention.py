@@ -11,12 +11,10 @@ from core.contracts import Backbone, Data, Metric
 from domains.text.data.rendering import Rendering
 from domains.text.tasks import reading
 
-MOST = 64  # items: enough for the second decimal, little beside a training
 
-
-def general_nll(model: Backbone, data: Data) -> Metric | None:
-    """None where the data names no general text."""
-    items = data.general_items() if hasattr(data, "general_items") else []
+def general_nll(model: Backbone, data: Data, most: int) -> Metric | None:
+    """Over the first `most` items; None where the data names no general text."""
+    items = data.general_items()[:most] if most and hasattr(data, "general_items") else []
     if not items:
         return None
     from domains.text.tasks.fine_tuning import FineTuning, likelihood
@@ -25,5 +23,5 @@ def general_nll(model: Backbone, data: Data) -> Metric | None:
     task.rendering = Rendering(model.tokenizer.limit)
     if not model.tokenizer.one_sequence:
         items = [item for item in items if "text" not in item]
-    found: list[dict[str, Any]] = reading.rows(task, model, items[:MOST])
+    found: list[dict[str, Any]] = reading.rows(task, model, items)
     return likelihood(found)["nll"] if found else None
