@@ -156,7 +156,7 @@ def _sound(items: Items, listen: int, found: Audit) -> None:
     found.facts["recordings in two splits"] = len(shared)
     if shared:
         names = " = ".join(f"{name} ({split})" for split, name in shared[0].items())
-        found.errors.append(f"{len(shared)} recordings are in two splits: {names}")
+        found.errors.append(f"{len(shared)} recording{'s' * (len(shared) > 1)} in two splits: {names}")
     found.facts["loudness, dB"] = histogram([max(row["loudness"], -100) for _, row in rows])
     found.facts["silence at the ends, s"] = histogram([row["leading"] + row["closing"] for _, row in rows])
     for text, key, over in (
