@@ -160,8 +160,9 @@ def ends(tokenizer: Any) -> frozenset[int]:
     if tokenizer.template:
         # What a template writes after an answer, whatever its name: the first special token.
         turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
-        tail = template(turns, tokenizer).removeprefix(template(turns[:1], tokenizer, True))
-        marks |= set([i for i in tokenizer.encode(tail) if i in tokenizer.inner.added_tokens_decoder][:1])
+        tail = tokenizer.encode(template(turns, tokenizer).removeprefix(template(turns[:1], tokenizer, True)))
+        special = tokenizer.inner.added_tokens_decoder.keys() - {tokenizer.inner.unk_token_id}
+        marks |= set([i for i in tail if i in special][:1])
     return frozenset(marks)
 
 

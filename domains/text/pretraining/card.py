@@ -1,4 +1,4 @@
-"""The files of shipped weights: tensors, configuration, tokenizer, and a card: where they come from, what they are worth.
+"""The files of shipped weights: tensors, configuration, tokenizer, and a card: whence they come, what they are worth.
 
 The recipe and the held-out curve travel in the tensors' own metadata, the few-record comparison in
 <name>.transfer.json: the card can be written again from the files alone.
