@@ -120,9 +120,9 @@ class Classification(Task):
         }
 
     def pictures(self, rows: list[dict[str, Any]], directory) -> list[str]:
-        from domains.speech import pictures
+        from core.bench.confusions import confusion
 
-        return pictures.confusion(rows, self.classes, directory)
+        return confusion(rows, self.classes, directory)
 
 
 class UtteranceHead(nn.Module):
