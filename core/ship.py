@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from core.config import check, read
+from core.config import check, plain, read
 from core.errors import ConfigError, DataError
 
 LEARNED = "task.json"  # in a run directory: what the task learned from the labels, such as the names of the classes
@@ -125,7 +125,7 @@ def merge(directory: Path, out: Path) -> str:
     if run.head is not None:
         _save(run.head, out / "head.safetensors")
     learned = json.loads((directory / LEARNED).read_text(encoding="utf-8")) if (directory / LEARNED).exists() else {}
-    facts = {"run": directory.name, "backbone": dict(run.cfg.backbone), "task": learned, "max_error": error}
+    facts = {"run": directory.name, "backbone": plain(run.cfg.backbone), "task": learned, "max_error": error}
     write_whole(out / "merge.json", json.dumps(facts, indent=1) + "\n")
     exact = "nothing to fold" if error is None else f"relative error {error:.1e}"
     return f"merged {directory.name}: {exact}\nlook   {out}"
