@@ -161,11 +161,11 @@ def _glide(track: np.ndarray, seconds: float) -> np.ndarray:
 def _resonances(formants: np.ndarray, hertz: np.ndarray, voice: Voice) -> np.ndarray:
     """(frames, bins) gain with mean square 1: three moving and two fixed resonances, and the source's tilt."""
     fixed = np.broadcast_to(voice.tract * np.array([3500.0, 4500.0]), (len(formants), 2))
-    gain = np.broadcast_to((np.maximum(hertz, 60) / 100) ** (voice.tilt / 6.02), (len(formants), len(hertz))).copy()
-    for centre in np.concatenate([formants, fixed], 1).T:
-        band = 50 + 0.04 * centre
-        gain *= centre[:, None] ** 2 / np.hypot(centre[:, None] ** 2 - hertz**2, band[:, None] * hertz)
-    return gain / np.sqrt((gain**2).mean(1, keepdims=True))
+    square = hertz**2
+    power = np.tile((np.maximum(hertz, 60) / 100) ** (voice.tilt / 3.01), (len(formants), 1))
+    for centre in np.concatenate([formants, fixed], 1).T[:, :, None]:
+        power *= centre**4 / ((centre**2 - square) ** 2 + (50 + 0.04 * centre) ** 2 * square)
+    return np.sqrt(power / power.mean(1, keepdims=True))
 
 
 def _filtered(signals: Sequence[np.ndarray], gains: Sequence[np.ndarray], hop: int) -> np.ndarray:
