@@ -18,7 +18,14 @@ SEEDS = (0, 1, 2)
 
 
 def compare(
-    name: str, directory: Path, folder: Path, *, options: tuple[str, ...] = (), seeds: tuple[int, ...] = SEEDS
+    name: str,
+    directory: Path,
+    folder: Path,
+    *,
+    options: tuple[str, ...] = (),
+    methods: tuple[str, ...] = METHODS,
+    rates: tuple[float, ...] = RATES,
+    seeds: tuple[int, ...] = SEEDS,
 ) -> Path:
     """Runs what is not finished in `directory` and stores <name>.transfer.json in `folder`; returns its path.
 
@@ -28,8 +35,8 @@ def compare(
     from core.compose import compose
 
     overrides = [f"backbone={name}", *options]
-    own = [f"sweep.{key}={json.dumps(list(value))}" for key, value in (("lr", RATES), ("seeds", seeds))]
-    own.append(f"sweep.methods=[{','.join(METHODS)}]")
+    own = [f"sweep.{key}={json.dumps(list(value))}" for key, value in (("lr", rates), ("seeds", seeds))]
+    own.append(f"sweep.methods=[{','.join(methods)}]")
     cfg = compose("vision_medical", [*overrides, "sweep=compare", *own])
     sweep.run(cfg, directory, overrides=overrides)
     stored = folder / f"{name}.transfer.json"
@@ -38,52 +45,34 @@ def compare(
 
 
 def summary(directory: Path, cfg: Any) -> dict[str, Any]:
-    """{"rows": one per method with interval, "differences": LoRA minus each other row, paired by patient, ...}."""
-    from core.bench import cells, scores, stats
+    """{"title", "rows": one per method with its interval and, paired by patient, what LoRA has more}."""
+    from core.bench import cells, scores
 
-    rates: dict[str, float] = {}
-    found: dict[str, dict[int, list[dict[str, Any]]]] = {}
-    for run in cells.find(directory)[0]:
-        record = run.record
-        if record.primary is None or record.primary.split != "test":
-            continue
-        method = str(record.config["choices"]["adapter"])
-        found.setdefault(method, {})[record.seed] = run.rows
-        rates[method] = record.config["optim"]["lr"]
-    kept = {name: scores.scores("dice", [rows[s] for s in sorted(rows)]) for name, rows in found.items()}
-    rows = [
-        {
-            "name": name,
-            "dice": one.value,
-            "ci95": stats.interval(one.drawn),
-            "seeds": [_mean(found[name][s]) for s in sorted(found[name])],
-            "lr": rates[name],
-        }
-        for name, one in ((m, kept[m]) for m in METHODS if m in kept)
-    ]
-    others = [name for name in METHODS if name in kept and name != "lora"]
-    return {
-        "title": f"Dice (organ a and lesion) on {cfg.data.test} test patients of the target site, {cfg.data.train} "
-        f"labelled patients, 3 slices each; {cfg.trainer.max_steps} steps of {cfg.loader.batch_size} slices.",
-        "rows": rows,
-        "differences": [{"name": o, **scores.compare(kept["lora"], kept[o])._asdict()} for o in others],
-    }
-
-
-def _mean(rows: list[dict[str, Any]]) -> float:
-    values = [row["score"] for row in rows if row.get("score") is not None]
-    return sum(values) / len(values)
+    found, *_ = next(iter(cells.gather(cells.find(directory)[0]).values()))
+    found = [*found, *cells.baselines(found[0].runs[0])]
+    lora = next(cell for cell in found if cell.method == "lora")
+    rows = []
+    for cell in found:
+        row = {"name": cell.method, "dice": cell.value, "ci95": cell.ci95, "seeds": cell.seed_values}
+        row["lr"] = cell.runs[0].record.lr if cell.runs else None
+        row["less"] = None if cell is lora else scores.compare(lora.scores, cell.scores)._asdict()
+        rows.append(row)
+    title = (
+        f"Dice (organ a and lesion) on {cfg.data.test} test patients of the target site, {cfg.data.train} labelled "
+        f"patients with 3 slices each; {cfg.trainer.max_steps} steps of {cfg.loader.batch_size} slices."
+    )
+    return {"title": title, "rows": sorted(rows, key=lambda row: row["dice"])}
 
 
 def table(result: dict[str, Any]) -> list[str]:
     """Markdown lines of a stored comparison."""
     lines = [result["title"], "", "| row | Dice [95 %] | LoRA minus it [95 %] | by seed | lr |", "| --- " * 5 + "|"]
-    differences = {d["name"]: d for d in result["differences"]}
     for row in result["rows"]:
-        d = differences.get(row["name"])
-        shown = "" if d is None else f"{d['difference']:+.3f} [{d['low']:.3f}, {d['high']:.3f}]"
-        seeds = " ".join(f"{s:.3f}" for s in row["seeds"])
+        more = row["less"]
+        shown = "" if more is None else f"{more['difference']:+.3f} [{more['low']:.3f}, {more['high']:.3f}]"
+        seeds = " ".join(f"{s:.3f}" for s in row["seeds"]) if row["lr"] else ""
         low, high = row["ci95"]
-        name = {"none": "probe"}.get(row["name"], row["name"])
-        lines.append(f"| {name} | {row['dice']:.3f} [{low:.3f}, {high:.3f}] | {shown} | {seeds} | {row['lr']:g} |")
+        name = {"none": "probe"}.get(row["name"], row["name"].replace("_", " "))
+        rate = f"{row['lr']:g}" if row["lr"] else ""
+        lines.append(f"| {name} | {row['dice']:.3f} [{low:.3f}, {high:.3f}] | {shown} | {seeds} | {rate} |")
     return lines

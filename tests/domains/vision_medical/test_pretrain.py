@@ -5,7 +5,6 @@ import json
 import re
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
 
@@ -93,16 +92,15 @@ def test_the_weights_know_organs_of_patients_in_contrasts_they_have_not_seen(mon
 
 
 def test_the_comparison_is_over_patients(tmp_path):
-    """One step of each method: rows, intervals and paired differences are there, the table prints."""
-    stored = transfer.compare(
-        NAME, tmp_path / "runs", tmp_path, seeds=(0,),
-        options=("data.train=2", "data.val=1", "data.test=3", "trainer.max_steps=2", "loader.batch_size=2"),
-    )  # fmt: skip
-    result = json.loads(stored.read_text())
-    assert [row["name"] for row in result["rows"]] == list(transfer.METHODS)
-    assert {d["name"] for d in result["differences"]} == set(transfer.METHODS) - {"lora"}
-    assert all(row["dice"] == pytest.approx(np.mean(row["seeds"]), abs=1e-6) for row in result["rows"])
-    assert len(transfer.table(result)) == 4 + len(transfer.METHODS)
+    """Two methods for two steps: rows, intervals and the paired difference are there, the table prints."""
+    options = ("data.train=2", "data.val=1", "data.test=3", "trainer.max_steps=2", "loader.batch_size=2")
+    less = {"methods": ("none", "lora"), "rates": (1e-2,), "seeds": (0,)}
+    result = json.loads(transfer.compare(NAME, tmp_path / "runs", tmp_path, options=options, **less).read_text())
+    rows = {row["name"]: row for row in result["rows"]}
+    assert set(rows) == {"none", "lora", "mean_mask"}
+    assert rows["none"]["less"]["difference"] == pytest.approx(rows["lora"]["dice"] - rows["none"]["dice"], abs=1e-6)
+    assert rows["none"]["less"]["groups"] == 3 and rows["lora"]["less"] is None
+    assert len(transfer.table(result)) == 4 + 3
 
 
 def test_a_state_of_another_recipe_is_refused(tmp_path):
