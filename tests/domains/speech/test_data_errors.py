@@ -78,7 +78,7 @@ def too_short_and_too_long(root):
     folders.ljspeech(root / "voice")
     folders.sound(root / "voice" / "wavs" / "u0.wav", seconds=0.15)
     folders.sound(root / "voice" / "wavs" / "u1.wav", seconds=3)
-    return [*LJ, "++data.longest=2.0"], "at least 0.3 s", "at most 2 s", "data.too_long=drop"
+    return [*LJ, "data.longest=2.0"], "at least 0.3 s", "at most 2 s", "data.too_long=drop"
 
 
 def too_few_to_split(root):
@@ -136,8 +136,8 @@ def test_bad_data_is_a_data_error_that_says_where(case, tmp_path):
     [
         (["data.train=0"], "data.train"),
         (["data=ljspeech", "data.path=a", "data.minutes=0"], "data.minutes"),
-        (["data=ljspeech", "data.path=a", "++data.shortest=5", "++data.longest=2"], "data.longest"),
-        (["data=csv", "data.path=a", "++data.loudness=3"], "data.loudness"),
+        (["data=ljspeech", "data.path=a", "data.shortest=5", "data.longest=2"], "data.longest"),
+        (["data=csv", "data.path=a", "data.loudness=3"], "data.loudness"),
         (["data=flite", "data.voices=[slt,rmz]"], "rmz"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
@@ -170,7 +170,7 @@ def test_rates_may_be_mixed_where_they_are_resampled(tmp_path):
 def test_long_files_may_be_left_out(tmp_path):
     folders.ljspeech(tmp_path / "voice")
     folders.sound(tmp_path / "voice" / "wavs" / "u1.wav", seconds=3)
-    data = setup(tmp_path, [*LJ, "++data.longest=2.0", "++data.too_long=drop"])
+    data = setup(tmp_path, [*LJ, "data.longest=2.0", "data.too_long=drop"])
     assert sum(len(data.items(split)) for split in ("train", "val", "test")) == 5
     assert data.audit().facts["utterances over data.longest, left out"] == 1
 
@@ -180,7 +180,7 @@ def test_a_speaker_in_two_splits_stops_where_the_split_claims_otherwise(tmp_path
     claimed = setup(tmp_path, [*CSV, "data.together=speaker"]).audit()
     assert len(claimed.errors) == 1 and "1 speaker in two splits: `a`" in claimed.errors[0]
     assert not setup(tmp_path, CSV).audit().errors
-    drawn = setup(tmp_path, [*CSV, "data.together=speaker", RANDOM, "++data.test=0.25", "++data.val=0.25"])
+    drawn = setup(tmp_path, [*CSV, "data.together=speaker", RANDOM, "data.test=0.25", "data.val=0.25"])
     assert not drawn.audit().errors and drawn.audit().facts["speakers in two splits"] == 0
 
 
