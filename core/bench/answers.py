@@ -18,6 +18,11 @@ def listed(names: list[str]) -> str:
     return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
 
 
+def anchor(rows: list[Cell], key: str) -> str:
+    """The label of an anchor among `rows`, or what it would be called."""
+    return next((cell.label for cell in rows if cell.method == key and cell.runs), cells.ANCHORS[key])
+
+
 def answer(rows: list[Cell]) -> str:
     """`lora leads with q3 0.636 [0.616, 0.656]: better than probe, tied with full, at 0.53x its saved bytes.`"""
     methods = [cell for cell in rows if not cell.anchor and cell.value is not None]
@@ -26,7 +31,7 @@ def answer(rows: list[Cell]) -> str:
         scores = ", ".join(f"{cell.label} {numerals.score(cell.value)}" for cell in known)
         return f"No adapter to compare yet. {known[0].metric}: {scores}." if known else "Nothing scored yet."
     best = methods[0]
-    words = [told(best.verdicts[key], cells.ANCHORS[key]) for key in (PROBE, FULL) if best.verdicts.get(key) in TESTED]
+    words = [told(best.verdicts[key], anchor(rows, key)) for key in (PROBE, FULL) if best.verdicts.get(key) in TESTED]
     sentence = f"{best.label} leads with {best.metric} {numerals.score(best.value)} {numerals.interval(best.ci95)}"
     sentence = sentence.strip()
     sentence += ": " + ", ".join(words) if words else ""
@@ -63,11 +68,13 @@ def notes(rows: list[Cell], lost: list[Missing], chosen) -> list[str]:
                 "tied": "scratch is tied with full: no gain from pretraining seen"}.get(verdict)  # fmt: skip
         lines += [gain[0].upper() + gain[1:] + "."] if gain else []
     if probe and full and full.verdicts.get(PROBE) in ("tied", "worse"):
-        verdict = told(full.verdicts[PROBE], "the probe")
+        verdict = told(full.verdicts[PROBE], f"the {probe.label}")
         lines.append(f"Full fine-tuning is {verdict} here: there is no gap for an adapter to close.")
     beaten = [cell.label.replace("_", " ") for cell in rows if not cell.runs and cell.verdicts.get(PROBE) == "better"]
     if beaten:
-        lines.append(f"Better than the probe, without any training of the network: {', '.join(beaten)}.")
+        lines.append(
+            f"Better than the {anchor(rows, PROBE)}, without any training of the network: {', '.join(beaten)}."
+        )
     one = [cell.label for cell in rows if len(cell.runs) == 1]
     if one:
         lines.append(f"One seed only: {', '.join(one)}.")

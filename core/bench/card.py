@@ -16,14 +16,14 @@ from pathlib import Path
 from typing import Any
 
 from core.bench import answers, cells, numerals, pages, plots, result, sections
-from core.bench.cells import ANCHORS, FULL, MEANING, Cell, Run
+from core.bench.cells import ANCHORS, FULL, MEANING, Cell, Run, called
 from core.bench.result import Record, write_whole
 from core.errors import DataError
 
 FILE = "card.html"
 _MEDIA = {".svg": "image/svg+xml", ".png": "image/png", ".jpg": "image/jpeg",
           ".ogg": "audio/ogg", ".flac": "audio/flac", ".wav": "audio/wav"}  # fmt: skip
-_BUDGET = {"image": 220_000, "audio": 220_000}  # bytes in the page, as base64
+_BUDGET = {"image": 300_000, "audio": 220_000}  # bytes in the page, as base64
 _TEST_NOTE = (
     "Paired by test item; whole groups are drawn for the interval and exchanged for the test, Holm over the rows. "
     "`tied` means that the test sees no difference, not that there is none."
@@ -93,7 +93,7 @@ def _compared(run: Run) -> tuple[Cell | None, list[Cell]]:
         if beside.tested and beside.group == run.group and beside.record.method in ANCHORS.keys() - {record.method}:
             if beside.record.primary.name == record.primary.name:
                 _nearest(others, beside, record.seed)
-    us = Cell(record.method or "?", ANCHORS.get(record.method, record.method or "?"), [run], record.primary.name)
+    us = Cell(record.method or "?", called(record.method or "?", [run]), [run], record.primary.name)
     cells.judge([(us, other) for other in others], [other.label for other in others])
     order = [*[cell.method for cell in others if not cell.runs], "none", "full", "scratch"]
     return us, sorted(others, key=lambda cell: order.index(cell.method))
@@ -104,7 +104,7 @@ def _nearest(others: list[Cell], beside: Run, seed: int | None) -> None:
     method = beside.record.method
     known = next((cell for cell in others if cell.method == method and cell.runs), None)
     if known is None:
-        others.append(Cell(method, ANCHORS[method], [beside], beside.record.primary.name))
+        others.append(Cell(method, called(method, [beside]), [beside], beside.record.primary.name))
         return
 
     def distance(run: Run) -> tuple:
@@ -148,7 +148,7 @@ def _headline(record: Record, us: Cell | None, others: list[Cell]) -> str:
 
 
 def _value(line) -> str:
-    return " ".join(text for text in (numerals.score(line.value) + line.unit, numerals.interval(line.ci95)) if text)
+    return " ".join(text for text in (numerals.score(line.value, line.unit), numerals.interval(line.ci95)) if text)
 
 
 def _under(record: Record, others: list[Cell]) -> list[str]:
@@ -161,7 +161,7 @@ def _under(record: Record, others: list[Cell]) -> list[str]:
         interval = "brackets are the 95 % cluster bootstrap interval" if line.ci95 else "no interval"
         lines.append(f"Measured on {items}, seed {record.seed}; {interval}.{better}")
     if (lost := record.forgetting) and record.forgotten is not None:
-        values = f"{numerals.score(lost.before)}{lost.unit} before, {numerals.score(lost.after)}{lost.unit} after"
+        values = f"{numerals.score(lost.before, lost.unit)} before, {numerals.score(lost.after, lost.unit)} after"
         lines.append(f"What the base could do, {lost.metric.replace('_', ' ')}: {values} training.")
     if record.data_kind == "twin":
         lines.append(

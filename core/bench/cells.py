@@ -219,13 +219,20 @@ def _labelled(cells: dict[tuple, Cell]) -> list[Cell]:
     """Cells with labels that tell them apart: `lora`, or `lora rank=16` where two settings of lora are present."""
     for cell in cells.values():
         cell.runs.sort(key=lambda run: run.record.seed or 0)
-        cell.label = ANCHORS.get(cell.method, cell.method)
+        cell.label = called(cell.method, cell.runs)
     for cell in cells.values():
         alike = [other for other in cells.values() if other.method == cell.method]
         if len(alike) > 1:
             differs = [name for name in _facts(cell) if len({repr(_facts(other).get(name)) for other in alike}) > 1]
             cell.label += "".join(f" {name}={_facts(cell)[name]}" for name in differs)
     return list(cells.values())
+
+
+def called(method: str, runs: list[Run]) -> str:
+    """What people call a preset. A probe of a task without a head trains nothing: it is the base as it is."""
+    if method == PROBE and runs and not any(run.record.head_trainable for run in runs):
+        return "untrained base"
+    return ANCHORS.get(method, method)
 
 
 def _facts(cell: Cell) -> dict[str, Any]:

@@ -205,7 +205,7 @@ def _told(record: Record | None, test: bool) -> str:
     line, primary = record.headline(), record.primary
     if line is None or primary is None:
         return "done"
-    return f"{primary.split} {primary.name} {numerals.score(line.value)}{line.unit}"
+    return f"{primary.split} {primary.name} {numerals.score(line.value, line.unit)}"
 
 
 def _report(directory: Path, cells: Iterable[Cell]) -> int:

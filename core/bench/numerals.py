@@ -32,11 +32,12 @@ def count(value: int | None) -> str:
     return UNKNOWN if value is None else f"{int(value):,}"
 
 
-def score(value: float | None) -> str:
+def score(value: float | None, unit: str = "") -> str:
     """Three decimals, or three digits from 10 upward: a column of scores lines up."""
     if value is None or not math.isfinite(value):
         return UNKNOWN
-    return f"{value:.3f}" if abs(value) < 10 else number(value)
+    text = f"{value:.3f}" if abs(value) < 10 else number(value)
+    return f"{text} {unit}" if unit else text
 
 
 def interval(ends: Any) -> str:

@@ -75,7 +75,7 @@ def cost_note(record: Record) -> str:
 def all_scores(record: Record) -> list[dict[str, str]]:
     primary = (record.primary.split, record.primary.name) if record.primary else None
     rows = [
-        {"split": split, "name": name, "value": numerals.score(line.value) + line.unit,
+        {"split": split, "name": name, "value": numerals.score(line.value, line.unit),
          "ci": numerals.interval(line.ci95), "n": numerals.count(line.n)}
         for split in sorted(record.metrics, key=lambda split: (split != "test", split))
         for name, line in record.metrics[split].items()

@@ -125,7 +125,14 @@ def as_markdown(view: dict[str, Any]) -> str:
     for group in view["groups"]:
         lines += [f"## {group['name']}", "", group["answer"], ""]
         lines += [f"- {note}" for note in group["notes"]] + ([""] if group["notes"] else [])
-        heads = ["method", group["metric"], "95 %", "seeds", "than probe", "than full", *group["heads"]]
+        heads = [
+            "method",
+            group["metric"],
+            "95 %",
+            "seeds",
+            *(f"than {name}" for name in group["anchors"]),
+            *group["heads"],
+        ]
         lines += [_line(heads), _line(["---", *["---:"] * 3, "---", "---", *["---:"] * len(group["heads"])])]
         for row in group["rows"]:
             words = [verdict for verdict, _ in row["verdicts"]]

@@ -10,10 +10,12 @@ from core.bench.cells import Cell, Run
 
 @dataclass
 class Tried:
-    """Mean validation score by (method's label, learning rate); `chosen` is the learning rate of the tested runs."""
+    """Mean validation score by (method's label, learning rate); `chosen` is the learning rate of the tested runs,
+    `metric` what the validation scores are of."""
 
     scores: dict[tuple[str, float], float] = field(default_factory=dict)
     chosen: dict[str, float] = field(default_factory=dict)
+    metric: str = ""
 
     @property
     def labels(self) -> list[str]:
@@ -63,5 +65,6 @@ def table(rows: list[Cell], trials: list[Run]) -> Tried:
             line = run.record.validation()
             if line is not None and line.value is not None and run.record.lr is not None:
                 seen.setdefault((cell.label, run.record.lr), {})[run.record.seed] = line.value
+                tried.metric = (run.record.selected or run.record.primary).name
     tried.scores = {key: sum(values.values()) / len(values) for key, values in seen.items()}
     return tried
