@@ -35,7 +35,9 @@ class GriffinLim:
         self.inverse = torch.linalg.pinv(features.filters(recipe))
 
     def __call__(self, mel: Tensor) -> Tensor:
-        recipe = self.recipe
+        recipe, frames = self.recipe, len(mel)
+        least = recipe.n_fft // recipe.hop + 2  # what the transform needs: shorter sounds are lengthened, and cut
+        mel = torch.cat([mel, mel[-1:].expand(max(0, least - frames), -1)])
         magnitude = mel.float().exp() if recipe.log == "natural" else 10 ** mel.float()
         spectrum = (magnitude @ self.inverse).clamp(min=0).T
         with torch.random.fork_rng(devices=[]):
@@ -54,7 +56,7 @@ class GriffinLim:
             )
         if not recipe.centre:  # frame t is centred at (t + 1/2) hop, Griffin-Lim's at t hop
             samples = nn.functional.pad(samples, (recipe.hop // 2, recipe.hop - recipe.hop // 2))
-        return samples.clamp(-1, 1)
+        return samples[: frames * recipe.hop].clamp(-1, 1)
 
 
 class HifiGan(Backbone):

@@ -16,12 +16,14 @@ def sentences(backbone: Backbone, data: Data, count: int) -> list[dict[str, Any]
         from domains.speech.data.world import World
 
         world = World(0)  # of the twin's pretraining
-        return [item for voice in world.base() for item in world.sample("held", voice, count)]
-    from domains.speech.data import flite, voices
+        voices = [voice for voice in world.base() if voice.name in backbone.speakers]
+        return [item for voice in voices for item in world.sample("held", voice, count)]
+    from domains.speech.data import flite
+    from domains.speech.data.voices import spoken as said
     from domains.speech.pretraining.corpus import LEVEL
 
     spoken = [voice for voice in flite.VOICES if voice in backbone.speakers]
     if not spoken:
         return []
-    items = voices.spoken(spoken, count, seed=2, sample_rate=backbone.recipe.sample_rate)
+    items = said(spoken, count, seed=2, sample_rate=backbone.recipe.sample_rate)
     return [item | {"read": replace(item["read"], loudness=LEVEL)} for item in items]

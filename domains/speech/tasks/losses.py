@@ -18,7 +18,7 @@ WEIGHTS = {"mel": 1.0, "mel_before": 1.0, "log_durations": 0.5, "pitch": 1.0, "e
 
 def terms(output: Output, batch: dict[str, Tensor]) -> dict[str, Tensor]:
     """name -> (B,) for every quantity that the network predicts."""
-    said, frames, phones = output.extras, batch["mel_mask"], batch["phone_mask"]
+    said, frames, phones = output.extras, batch["mel_mask"], batch.get("phone_mask")
     found = {
         name: _mean((said[name] - batch["mel"]).abs().mean(-1), frames)
         for name in ("mel", "mel_before")

@@ -107,7 +107,9 @@ class TTS(Task):
         names = [*tokenizer.speakers, *(self.speakers or ())]
         chosen = [item.get("speaker") or (self.speakers or names)[0] for item in items]
         strange = [
-            Problem(f"{i['id']}: speaker", c, names) for i, c in zip(items, chosen, strict=True) if c not in names
+            Problem(f"{i['id']}: speaker", c, ", ".join(names))
+            for i, c in zip(items, chosen, strict=True)
+            if c not in names
         ]
         if strange:
             raise DataError(problems=strange)
