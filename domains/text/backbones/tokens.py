@@ -93,6 +93,8 @@ def of_file(file: Path, *, pad: int, begin: int, end: int, limit: int | None = N
     names = {
         key: fast.id_to_token(i) for key, i in (("pad_token", pad), ("bos_token", begin), ("eos_token", end))
     }  # fmt: skip
+    if getattr(fast.model, "unk_token", None):  # a vocabulary of whole words: what it lacks is counted
+        names["unk_token"] = fast.model.unk_token
     tokenizer = Tokenizer(PreTrainedTokenizerFast(tokenizer_object=fast, **names), limit, where=str(file))
     tokenizer.before = (begin,)
     return tokenizer
