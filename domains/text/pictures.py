@@ -94,8 +94,8 @@ def labels(sample: Mapping[str, Any] | None, directory: Path) -> list[str]:
     page.title(f"one item as the model reads it: {sum(sample['loss'])} of {len(shown)} tokens have a loss")
     page.row("", [Word(t, loss) for t, loss in zip(shown, sample["loss"], strict=True)], apart=True)
     page.note("box: has a loss")
-    write_whole(Path(directory) / "labels.svg", page.svg())
-    return ["labels.svg"]
+    write_whole(Path(directory) / "tokens.svg", page.svg())
+    return ["tokens.svg"]
 
 
 class Page:
