@@ -25,7 +25,7 @@ def recipe(which: str):
 
     return {
         "mini": loop.Recipe("acoustic_mini", steps=1200, batch=16, lr=2e-3),
-        "flite": loop.Recipe("acoustic_flite", steps=2400, batch=8, lr=2e-3),
+        "flite": loop.Recipe("acoustic_flite", steps=1400, batch=8, lr=2e-3),
         "listener": listening.Recipe(),
     }[which]
 
