@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -120,7 +121,7 @@ class TTS(Task):
         if all("read" in item for item in items):
             found = [self._utterance(item, tokenizer.recipe) for item in items]
             batch |= utterances.padded(found)
-            batch["sounds"] = [item["read"] for item in items]
+            batch["sounds"] = [partial(item["read"]) for item in items]  # hidden from what moves a batch to a device
         return batch
 
     def _utterance(self, item: dict[str, Any], recipe: features.MelRecipe) -> utterances.Utterance:

@@ -78,6 +78,20 @@ def test_a_batch_has_what_was_spoken(twin, speaking):
     assert count == 2 and torch.isfinite(total)
 
 
+def test_a_batch_can_be_moved_to_a_device(speaking, tmp_path):
+    """Readers of files are frozen dataclasses, which Lightning will not walk through."""
+    from lightning.fabric.utilities.apply_func import move_data_to_device
+
+    from domains.speech.data.audio import Audio
+    from tests.domains.speech.folders import sound
+
+    model, task = speaking
+    read = Audio(str(sound(tmp_path / "a.wav")))
+    item = {"id": "file", "speaker": "new", "phones": [("aa", 0.5)], "text": "a", "read": read}
+    moved = move_data_to_device(task.collate([item], model.tokenizer), torch.device("cpu"))
+    assert len(moved["sounds"][0]()[0]) == 8000
+
+
 def test_free_synthesis_is_scored_beside_its_truth_and_does_not_depend_on_neighbours(twin, speaking):
     model, task = speaking
     items = list(twin.items("test"))
