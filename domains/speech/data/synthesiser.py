@@ -106,14 +106,14 @@ def speak(
     hop = round(HOP * sample_rate)
     frames = count // hop + 5  # the first and the last lie over the ends
     times = (np.arange(frames) - 1) * HOP
-    formants, loud, hiss, centre, width = _targets(phones, voice, np.clip(times, 0, total - 1e-6))
-    hertz = np.fft.rfftfreq(SIZE * hop, 1 / sample_rate)
+    targets = _targets(phones, voice, np.clip(times, 0, total - 1e-6))
+    formants, loud, hiss, centre, width = (table.astype(np.float32) for table in targets)  # what follows is large
+    hertz = np.fft.rfftfreq(SIZE * hop, 1 / sample_rate).astype(np.float32)
 
     at = np.arange(count) / sample_rate
-    track = pitch([(s, d, f or 0.0) for s, d, f in phones], at)
-    track = np.where(
-        track > 0, track, np.interp(at, at[track > 0], track[track > 0]) if (track > 0).any() else voice.f0
-    )
+    track = pitch(phones, at)
+    heard = track > 0
+    track = np.interp(at, at[heard], track[heard]) if heard.any() else np.full(count, voice.f0)
     harmonics = max(1, int(0.5 * sample_rate / track.max()) - 1)
     angle = 2 * np.pi * np.cumsum(track) / sample_rate
     half = np.sin(angle / 2)
@@ -126,7 +126,8 @@ def speak(
     breath = 10 ** ((np.maximum(loud, SILENT) + voice.breath) / 20)[:, None] * resonant
     bump = np.exp(-0.5 * (np.log2(np.maximum(hertz, 1)[None] / centre[:, None]) / width[:, None]) ** 2)
     bump /= np.sqrt((bump**2).mean(1, keepdims=True))
-    gains = 10 ** (loud / 20)[:, None] * resonant, breath + 10 ** (hiss / 20)[:, None] * bump + 10 ** (ROOM / 20)
+    breath += 10 ** (hiss / 20)[:, None] * bump + 10 ** (ROOM / 20)
+    gains = 10 ** (loud / 20)[:, None] * resonant, breath
     wave = _filtered((source, noise), gains, hop)
     return np.clip(0.09 * 10 ** (gain / 20) * wave, -1, 1).astype(np.float32)
 
@@ -160,7 +161,7 @@ def _glide(track: np.ndarray, seconds: float) -> np.ndarray:
 
 def _resonances(formants: np.ndarray, hertz: np.ndarray, voice: Voice) -> np.ndarray:
     """(frames, bins) gain with mean square 1: three moving and two fixed resonances, and the source's tilt."""
-    fixed = np.broadcast_to(voice.tract * np.array([3500.0, 4500.0]), (len(formants), 2))
+    fixed = np.broadcast_to(np.float32(voice.tract) * np.array([3500, 4500], np.float32), (len(formants), 2))
     square = hertz**2
     power = np.tile((np.maximum(hertz, 60) / 100) ** (voice.tilt / 3.01), (len(formants), 1))
     for centre in np.concatenate([formants, fixed], 1).T[:, :, None]:
@@ -170,18 +171,20 @@ def _resonances(formants: np.ndarray, hertz: np.ndarray, voice: Voice) -> np.nda
 
 def _filtered(signals: Sequence[np.ndarray], gains: Sequence[np.ndarray], hop: int) -> np.ndarray:
     """The sum of the signals, each frame's spectrum times its row of the signal's gain (zero phase), overlapped."""
+    from scipy import fft  # keeps single precision
+
     frames, window, count = len(gains[0]), 4 * hop, len(signals[0])
     start = window // 2 + hop  # frame i is centred on sample (i - 1) * hop
-    shape = np.hanning(window + 1)[:-1] / 2  # four of them overlap and add up to 1
+    shape = (np.hanning(window + 1)[:-1] / 2).astype(np.float32)  # four of them overlap and add up to 1
     spectrum = 0
     for signal, gain in zip(signals, gains, strict=True):
-        padded = np.zeros(window + hop * (frames - 1))
+        padded = np.zeros(window + hop * (frames - 1), np.float32)
         padded[start : start + count] = signal
         cut = np.lib.stride_tricks.sliding_window_view(padded, window)[::hop][:frames] * shape
-        spectrum = spectrum + np.fft.rfft(cut, SIZE * hop) * gain
-    side = (SIZE - 4) // 2 * hop  # room for the response before and behind the window
-    parts = np.roll(np.fft.irfft(spectrum, SIZE * hop), side, axis=1).reshape(frames, SIZE, hop)
-    out = np.zeros((frames + SIZE, hop))
+        spectrum = spectrum + fft.rfft(cut, SIZE * hop) * gain
+    parts = fft.irfft(spectrum, SIZE * hop).reshape(frames, SIZE, hop)
+    side = (SIZE - 4) // 2  # hops of the response before the window: the transform has them at its end
+    out = np.zeros((frames + SIZE, hop), np.float32)
     for i in range(SIZE):
-        out[i : i + frames] += parts[:, i]
-    return out.ravel()[start + side :][:count]
+        out[i : i + frames] += parts[:, (i - side) % SIZE]
+    return out.ravel()[start + side * hop :][:count]

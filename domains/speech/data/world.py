@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -99,7 +99,7 @@ class World:
                     "seconds": sum(seconds for _, seconds, _ in spoken),
                     "phones": [(symbol, seconds) for symbol, seconds, _ in spoken],
                     "f0": [hertz for _, _, hertz in spoken],
-                    "read": partial(read, spoken, voice, int(rng.integers(2**31)), gain),
+                    "read": partial(read, tuple(spoken), voice, int(rng.integers(2**31)), gain),
                     **({"label": emotion} if emotion else {}),
                 }
             )
@@ -138,9 +138,14 @@ def prosody(
     return spoken
 
 
-def read(spoken: list, voice: Voice, seed: int, gain: float = 0.0) -> tuple[np.ndarray, int]:
+def read(spoken: tuple, voice: Voice, seed: int, gain: float = 0.0) -> tuple[np.ndarray, int]:
     """(samples, sample rate) of an utterance; module level, so that an item can be sent to a worker."""
-    return speak(spoken, voice, seed=seed, gain=gain, sample_rate=SAMPLE_RATE), SAMPLE_RATE
+    return _said(spoken, voice, seed, gain).copy(), SAMPLE_RATE
+
+
+@lru_cache(maxsize=512)  # of about 0.1 MB: a run reads an utterance several times
+def _said(spoken: tuple, voice: Voice, seed: int, gain: float) -> np.ndarray:
+    return speak(spoken, voice, seed=seed, gain=gain, sample_rate=SAMPLE_RATE)
 
 
 def _syllable(rng: np.random.Generator) -> list[str]:
