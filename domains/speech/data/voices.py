@@ -20,6 +20,7 @@ class Flite(Utterances):
     voices   of flite.VOICES                  count   sentences, each spoken by every voice
     texts    a file with one sentence per line; None: sentences of a small grammar
     label    none, or voice: for classification           sample_rate   Hz to resample to, None: 16 kHz as spoken
+    loudness   dB of the mean square, None: as spoken
     """
 
     def __init__(
@@ -30,6 +31,7 @@ class Flite(Utterances):
         texts: str | None = None,
         label: Literal["none", "voice"] = "none",
         sample_rate: int | None = None,
+        loudness: float | None = None,
         minutes: float | None = None,
         seed: int = 0,
         val: float = 0.1,
@@ -44,7 +46,7 @@ class Flite(Utterances):
             problems.append(Problem("data.count", str(count), "at least 3 sentences"))
         if problems:
             raise ConfigError(problems=problems)
-        reading = Reading(sample_rate, longest=60.0, minutes=minutes)
+        reading = Reading(sample_rate, loudness=loudness, longest=60.0, minutes=minutes)
         super().__init__(Splitting("random", seed, val, test, limit), reading, "utterance", "none", folder)
         self.count, self.texts, self.label = count, texts, label
 
