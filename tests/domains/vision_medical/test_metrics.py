@@ -8,7 +8,6 @@ from core.errors import DataError
 from domains.vision_medical import masks, metrics
 from domains.vision_medical.metrics import Overlap
 
-
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*always_return_as_numpy:FutureWarning"),  # of MONAI inside MONAI
     pytest.mark.filterwarnings("ignore:the .* of class 1 is all 0:UserWarning"),
