@@ -1,6 +1,8 @@
 """What the weights are worth at the twin's target site, by the same runs that a user starts: probe, LoRA, everything,
-and everything from a random start, each at its own learning rate, three seeds.
+and everything from a random start.
 
+Seeds       each labels other patients for training; validation and test patients stay
+Rates       the best of two or three on the validation patients of seed 0
 Intervals   95 % bootstrap over test patients of the Dice averaged over seeds; differences are paired by patient
 """
 
@@ -12,8 +14,7 @@ from typing import Any
 
 from core.pretraining import put
 
-METHODS = ("none", "lora", "full", "scratch")
-RATES = (3e-3, 1e-2, 3e-2)
+METHODS = {"none": 3e-2, "lora": 1e-2, "full": 3e-3, "scratch": 1e-2}
 SEEDS = (0, 1, 2)
 
 
@@ -23,43 +24,50 @@ def compare(
     folder: Path,
     *,
     options: tuple[str, ...] = (),
-    methods: tuple[str, ...] = METHODS,
-    rates: tuple[float, ...] = RATES,
+    methods: tuple[str, ...] = tuple(METHODS),
     seeds: tuple[int, ...] = SEEDS,
 ) -> Path:
     """Runs what is not finished in `directory` and stores <name>.transfer.json in `folder`; returns its path.
 
     options   further overrides of the runs
     """
-    from core.bench import compare as sweep
+    from core.bench import result
     from core.compose import compose
+    from core.training.run import run
 
-    overrides = [f"backbone={name}", *options]
-    own = [f"sweep.{key}={json.dumps(list(value))}" for key, value in (("lr", rates), ("seeds", seeds))]
-    own.append(f"sweep.methods=[{','.join(methods)}]")
-    cfg = compose("vision_medical", [*overrides, "sweep=compare", *own])
-    sweep.run(cfg, directory, overrides=overrides)
+    records: dict[str, list[Path]] = {}
+    for seed in seeds:
+        for method in methods:
+            given = [f"adapter={method}", f"optim.lr={METHODS[method]}", f"seed={seed}", f"backbone={name}", *options]
+            cfg, place = compose("vision_medical", given), directory / f"{method}_s{seed}"
+            if not (place / "result.json").is_file() or result.read(place).status != "done":
+                run(cfg, place)
+            records.setdefault(method, []).append(place)
     stored = folder / f"{name}.transfer.json"
-    put(stored, (json.dumps(summary(directory, cfg), indent=1) + "\n").encode())
+    put(stored, (json.dumps(summary(records, cfg), indent=1) + "\n").encode())
     return stored
 
 
-def summary(directory: Path, cfg: Any) -> dict[str, Any]:
-    """{"title", "rows": one per method with its interval and, paired by patient, what LoRA has more}."""
-    from core.bench import cells, scores
+def summary(runs: dict[str, list[Path]], cfg: Any) -> dict[str, Any]:
+    """{"title", "rows": one per method and baseline with its interval and, paired by patient, what LoRA has more}.
 
-    found, *_ = next(iter(cells.gather(cells.find(directory)[0]).values()))
-    found = [*found, *cells.baselines(found[0].runs[0])]
-    lora = next(cell for cell in found if cell.method == "lora")
+    runs   method -> directories of its runs, one per seed      cfg   what they share
+    """
+    from core.bench import cells, result, scores, stats
+
+    found = {m: scores.scores("dice", [scores.read_rows(place) for place in places]) for m, places in runs.items()}
+    first = cells.Run(runs["lora"][0], result.read(runs["lora"][0]))
+    found |= {cell.method: cell.scores for cell in cells.baselines(first)}
     rows = []
-    for cell in found:
-        row = {"name": cell.method, "dice": cell.value, "ci95": cell.ci95, "seeds": cell.seed_values}
-        row["lr"] = cell.runs[0].record.lr if cell.runs else None
-        row["less"] = None if cell is lora else scores.compare(lora.scores, cell.scores)._asdict()
-        rows.append(row)
+    for name, one in found.items():
+        each = [result.read(place).headline().value for place in runs.get(name, [])]
+        more = None if name == "lora" else scores.compare(found["lora"], one)._asdict()
+        row = {"name": name, "dice": one.value, "ci95": stats.interval(one.drawn), "seeds": each}
+        rows.append(row | {"lr": METHODS.get(name), "less": more})
     title = (
         f"Dice (organ a and lesion) on {cfg.data.test} test patients of the target site, {cfg.data.train} labelled "
-        f"patients with 3 slices each; {cfg.trainer.max_steps} steps of {cfg.loader.batch_size} slices."
+        f"patients with 3 slices each, others for every seed; {cfg.trainer.max_steps} steps of {cfg.loader.batch_size} "
+        "slices."
     )
     return {"title": title, "rows": sorted(rows, key=lambda row: row["dice"])}
 
@@ -70,7 +78,7 @@ def table(result: dict[str, Any]) -> list[str]:
     for row in result["rows"]:
         more = row["less"]
         shown = "" if more is None else f"{more['difference']:+.3f} [{more['low']:.3f}, {more['high']:.3f}]"
-        seeds = " ".join(f"{s:.3f}" for s in row["seeds"]) if row["lr"] else ""
+        seeds = " ".join(f"{s:.3f}" for s in row["seeds"])
         low, high = row["ci95"]
         name = {"none": "probe"}.get(row["name"], row["name"].replace("_", " "))
         rate = f"{row['lr']:g}" if row["lr"] else ""
