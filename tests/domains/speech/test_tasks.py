@@ -216,6 +216,31 @@ def test_labels_that_are_missing_or_unknown_are_refused():
     assert replace(RECIPE) == listener.recipe
 
 
+def test_a_vocoder_learns_from_cuts_of_what_was_recorded(tmp_path):
+    from domains.speech.backbones.vocoder import HifiGan
+    from domains.speech.data.audio import Audio
+    from domains.speech.tasks.vocoding import Vocoding
+    from tests.domains.speech.folders import sound
+
+    files = [sound(tmp_path / f"{i}.wav", i, rate=22050) for i in range(2)]
+    items = [{"id": f.stem, "group": f.stem, "read": Audio(str(f))} for f in files]
+    rows, task, gan = (
+        Rows(train=items, val=items, test=items),
+        Vocoding(frames=10),
+        HifiGan(pretrained=False, channels=16),
+    )
+    task.check(rows, gan)
+    attach(gan, "lora", rank=1)
+    batch = task.collate(items, gan.tokenizer)
+    assert batch["mel"].shape == (2, 10, 80) and batch["samples"].shape == (2, 2560)
+    total, count = task.loss(gan(batch), batch, None)
+    total.backward()
+    assert count == 2 and all(p.grad is not None for p in gan.parameters() if p.requires_grad)
+    assert [row["id"] for row in task.zero_shot(gan, rows)] == ["0", "1"]
+    with pytest.raises(ConfigError, match="a vocoder"):
+        task.check(rows, FastSpeech(pretrained=False))
+
+
 @pytest.mark.parametrize("method", ["none", "lora", "full"])
 def test_a_run_speaks_and_remembers(tmp_path, method):
     """Free synthesis on test only, the checkpoint by the forced error, the head's vector saved, forgetting noted."""
