@@ -61,19 +61,11 @@ class Jsonl(Texts):
         return of_file(self.general) if self.general else []
 
     def read(self) -> tuple[str, list[dict[str, Any]]]:
-        rows: list[dict[str, Any]] = []
-        for split, path in files(self.path):
-            file, found = self.read_file(path)
-            for row in found:
-                row["split"] = split or row["split"]
-                if split and row.pop("numbered"):  # without an id of its own: the line of its file
-                    row["id"] = f"{split}-{row['id']}"
-                row["line"] = f"{row['line']} of {file}" if split else row["line"]
-                row.pop("numbered", None)
-                rows.append(row)
-        return Path(self.path).name, rows
+        found = [row for split, path in files(self.path) for row in self.read_file(path, split)]
+        return Path(self.path).name, found
 
-    def read_file(self, path: str) -> tuple[str, list[dict[str, Any]]]:
+    def read_file(self, path: str, split: str = "") -> list[dict[str, Any]]:
+        """Rows of one file; `split`: the folder's name for all of them, and part of ids that are line numbers."""
         file, text = read_text(path)
         faults, rows, kind = Faults(file), [], None
         keys = {**KEYS, "prompt": (self.names["prompt"], self.names["completion"])}
@@ -88,19 +80,22 @@ class Jsonl(Texts):
                 continue
             content = read_content(faults, line, row, kind, keys)
             if content is not None:
-                rows.append({**self._names(faults, line, row, content), **content, **extras(faults, line, row)})
+                named = self._named(faults, line, row, content)
+                if split:
+                    own = {} if row.get("id") is not None else {"id": f"{split}-{line}"}
+                    named |= {"split": split, "line": f"{line} of {file}", **own}
+                rows.append({**named, **content, **extras(faults, line, row)})
         faults.check()
-        return file, rows
+        return rows
 
-    def _names(self, faults: Faults, line: int, row: dict[str, Any], content: dict[str, Any]) -> dict[str, Any]:
+    def _named(self, faults: Faults, line: int, row: dict[str, Any], content: dict[str, Any]) -> dict[str, Any]:
+        """id (the line, where the row has none), group, split and line."""
         key = self.group or "group"
         if self.group and row.get(self.group) is None:
             faults.add(line, self.group, "no value", "a group in every row", did_you_mean(self.group, row))
         group = row.get(key) if row.get(key) is not None else question(content)
-        named = row.get("id") is not None
-        name = str(row["id"]) if named else str(line)
-        return {"id": name, "group": str(group), "split": read_split(faults, line, row.get("split")), "line": line,
-                "numbered": not named}  # fmt: skip
+        name = line if row.get("id") is None else row["id"]
+        return {"id": str(name), "group": str(group), "split": read_split(faults, line, row.get("split")), "line": line}
 
 
 def files(path: str) -> list[tuple[str, str]]:

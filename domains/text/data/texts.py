@@ -92,7 +92,7 @@ class Texts(Data):
         problems: list[Any] = []
         self.seen, self.shared_end = {}, tokenizer.pad in tokenizer.stops
         for split, items in self._items.items():
-            kept = []
+            kept, dropped = [], 0
             for item in items:
                 try:
                     parts = rendered(item, rendering, tokenizer)
@@ -100,15 +100,15 @@ class Texts(Data):
                     problems += error.problems
                     continue
                 if not parts:
-                    self.notes[f"{split} items over the length limit, left out"] = (
-                        self.notes.get(f"{split} items over the length limit, left out", 0) + 1
-                    )
+                    dropped += 1
                     continue
                 self.seen[item["id"]] = _seen(parts, tokenizer)
                 kept.append(item)
                 if self.sample is None:
                     self.sample = coloured(parts[0], tokenizer)
             self._items[split] = kept
+            if dropped:
+                self.notes[f"{split} items over the length limit, left out"] = dropped
         if problems:
             raise DataError(problems=[*problems[:20], *_more(problems[20:])])
 
