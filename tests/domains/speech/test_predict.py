@@ -32,7 +32,7 @@ def speaker(tmp_path_factory):
 @pytest.fixture(scope="module")
 def hearer(tmp_path_factory):
     out = tmp_path_factory.mktemp("runs") / "hearer"
-    return finished(out, "backbone=listener_tiny", "task=classification", "data=twin_emotion")
+    return finished(out, "backbone=listener_tiny", "task=classification", "data=twin_emotion", "data.train=1")
 
 
 def test_lines_become_phones_in_the_runs_own_spelling(tmp_path):
