@@ -16,9 +16,9 @@ import numpy as np
 RATES = {"none": (3e-2, 1e-1), "lora": (3e-3, 1e-2), "full": (1e-3, 3e-3), "scratch": (1e-3, 3e-3)}
 QUESTIONS = {  # which -> title, overrides, name of the score, its unit, factor that it is shown with
     "mini": (
-        "A new speaker of the twin's world, ten sentences: mel-cepstral distortion of free synthesis on 24 others "
+        "A new speaker of the twin's world, ten sentences: mel-cepstral distortion of free synthesis on 12 others "
         "(lower is better). The zero-shot row is the base, speaking with the mean of its voices.",
-        ["backbone=acoustic_mini", "data=twin", "task=tts", "task.rounds=4", "task.forgetting=0"],
+        ["backbone=acoustic_mini", "data=twin", "data.test=12", "task=tts", "task.rounds=4", "task.forgetting=0"],
         "mcd",
         "dB",
         1,
@@ -49,7 +49,7 @@ QUESTIONS = {  # which -> title, overrides, name of the score, its unit, factor 
 }
 
 
-def compare(which: str, out: Path, *, seeds: int = 3, steps: int = 150) -> dict[str, Any]:
+def compare(which: str, out: Path, *, seeds: int = 2, steps: int = 60) -> dict[str, Any]:
     """{"title", "metric", "unit", "rows", "differences"}; the runs lie in `out`, finished ones are not run again."""
     from core.bench.stats import bootstrap, paired
 
