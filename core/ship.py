@@ -120,6 +120,8 @@ def merge(directory: Path, out: Path) -> str:
     out.mkdir(parents=True, exist_ok=True)
     if hasattr(net, "save_pretrained"):
         net.save_pretrained(out)
+        if hasattr(run.model.tokenizer, "save"):
+            run.model.tokenizer.save(out)
     else:
         _save(net, out / "model.safetensors")
     if run.head is not None:

@@ -63,6 +63,10 @@ class Tokenizer:
             raise DataError("messages", "this tokenizer has no chat template", "prompt and completion, or text")
         return self.inner.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=answer)
 
+    def save(self, folder: Path) -> None:
+        """Beside merged weights, so that the folder is a model that anyone can load."""
+        self.inner.save_pretrained(str(folder))
+
     def __call__(self, texts: Sequence[str]) -> dict[str, Tensor]:
         return pad([[*self.before, *self.encode(text)] for text in texts], self.pad)
 

@@ -8,6 +8,10 @@ from core import weights
 from core.errors import DataError
 from domains.text import predict
 from domains.text.backbones import source
+from domains.text.backbones.causal_lm import CausalLM
+from domains.text.data.rendering import Rendering
+from domains.text.generation import write
+from domains.text.tasks.reading import prompts as prompts_of
 from tests.domains.text.families import folder
 
 ROWS = [
@@ -50,6 +54,7 @@ def test_refuses_what_it_cannot_read(tmp_path, text, says):
 def test_a_finished_run_answers_new_prompts(tmp_path):
     """train -> adapter -> predict, through configs alone; a batch answers what each prompt gets alone."""
     from core.compose import compose
+    from core.ship import merge
     from core.ship import predict as ship
     from core.training.run import run
 
@@ -70,6 +75,10 @@ def test_a_finished_run_answers_new_prompts(tmp_path):
     rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     assert [row["id"] for row in rows] == ["x", "y"] and all(row["prediction"] and "nll" not in row for row in rows)
     assert (tmp_path / "out.jsonl").read_text() == (tmp_path / "alone.jsonl").read_text()
+    merge(tmp_path / "run", tmp_path / "merged")  # a folder with its tokenizer: a model like any other
+    model = CausalLM(str(tmp_path / "merged"))
+    answers = write(model, prompts_of(predict.read(prompts), Rendering(), model.tokenizer), tokens=6)
+    assert [model.tokenizer.decode(answer.ids) for answer in answers] == [row["prediction"] for row in rows]
 
 
 @pytest.mark.skipif(not weights.shipped(source.EMBEDDED), reason="no embedded weights yet")
