@@ -144,10 +144,7 @@ class InWeightSpace(torch.autograd.Function):
         floating = x.is_floating_point()
         with torch.no_grad():
             M = change().to(dtype)
-            y = op.apply(x.to(dtype) if floating else x, M)
-        if b is not None:
-            y = y + op.bias(b, y.ndim).to(y.dtype)
-        return y
+            return op.apply(x.to(dtype) if floating else x, M, b)
 
     @staticmethod
     @once_differentiable

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from core.adapters import probe
 from core.adapters.base import ActivationMethod
-from core.adapters.hosts import CONV, CONV_TRANSPOSE, stock_forward
+from core.adapters.conv_op import CONV, CONV_TRANSPOSE
+from core.adapters.hosts import stock_forward
 from core.adapters.seam import original, stored
 from core.adapters.sites import Site
 from core.adapters.state import State

@@ -79,8 +79,6 @@ class _DroppedDown(torch.autograd.Function):
             rows = [t if t is None else t.reshape(-1, t.shape[-1]) for t in (cast, mask, dx)]
             dA, _ = masked_gradients(*rows[:2], scaled, g.reshape(-1, g.shape[-1]).T, rows[2], 1.0)
         else:
-            with torch.enable_grad():
-                leaves = (cast * mask).requires_grad_(need), scaled.requires_grad_()
-                found = torch.autograd.grad(ctx.op.down(*leaves), leaves if need else leaves[1:], g)
-            dx, dA = (found[0] * mask if need else None), found[-1]
+            dx, dA = ctx.op.down_gradients(cast * mask, scaled, g, need)
+            dx = None if dx is None else dx.mul_(mask)
         return (None if dx is None else dx.to(x.dtype)), dA.to(A.dtype) * ctx.scale, None, None

@@ -25,7 +25,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from core.adapters import files
-from core.adapters.hosts import CONV, op_for
+from core.adapters.conv_op import CONV
+from core.adapters.hosts import op_for
 from core.adapters.methods.dora import DoRA
 from core.adapters.methods.ia3 import IA3
 from core.adapters.methods.lora import LoRA

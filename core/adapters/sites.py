@@ -15,7 +15,8 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from core.adapters.hosts import Rows, op_for
+from core.adapters.hosts import op_for
+from core.adapters.op import Rows
 from core.adapters.seam import stored
 from core.errors import ConfigError, Problem, did_you_mean
 

@@ -14,7 +14,9 @@ from torch import Tensor, nn
 
 from core.adapters.base import WeightMethod
 from core.adapters.call import InWeightSpace, LowRank, compute_dtype, without_autocast
-from core.adapters.hosts import Op
+from core.adapters.conv_call import LowRankConvolution, thin_pays
+from core.adapters.conv_op import ConvOp
+from core.adapters.op import Op
 from core.adapters.sites import Site
 from core.errors import ConfigError
 
@@ -162,6 +164,8 @@ class Slot(nn.Module):
             scaled = methods[0].into(x)
             if scaled is not None:
                 return inner(scaled.to(x.dtype))
+        if y is None and (thin := _convolved(x, W, b, acting, methods)) is not None:
+            return thin
         given = y is not None and all(m.output is not None for m in methods)
         low_rank = ops[0].linear and all(m.factors is not None and (alone or m.gain is None) for m in methods)
         low_rank = low_rank and not torch.compiler.is_compiling()  # our own function would break the graph
@@ -178,8 +182,7 @@ class Slot(nn.Module):
         dtype = compute_dtype(x, W)
         if torch.compiler.is_compiling():  # a custom autograd function would break the graph
             whole = _whole(ops[0])
-            y = whole.apply(x, self.matrix(W, acting).to(dtype))
-            return y if b is None else y + whole.bias(b, y.ndim).to(y.dtype)
+            return whole.apply(x, self.matrix(W, acting).to(dtype), b)
         with without_autocast(x):
             if low_rank:
                 return _low_rank(x, W, b, ops, methods, [w for _, w in acting], dtype)
@@ -237,6 +240,23 @@ def _low_rank(x: Tensor, W: Tensor, b: Tensor | None, ops: list[Op], methods, we
     y = LowRank.apply(x, W, None, ops, scales, drops, dtype, *tensors)
     gain = ops[0].spread(methods[0].gain(_exact(ops[0].matrix(W))), y.shape[-1]).to(dtype)
     return y * gain if b is None else torch.addcmul(b.to(dtype), y, gain)
+
+
+def _convolved(x: Tensor, W: Tensor, b: Tensor | None, acting, methods) -> Tensor | None:
+    """One low-rank change on a convolution, with thin gradients; None where they are dearer, or not to be had."""
+    (part, weight), method = acting[0], methods[0]
+    op = part.op
+    if len(acting) > 1 or not isinstance(op, ConvOp) or not op.plain or op.rows is not None:
+        return None
+    if method.factors is None or method.gain is not None or x.ndim != len(op.kernel) + 2:
+        return None
+    if torch.compiler.is_compiling():
+        return None
+    f = method.factors()
+    if not f.dropout and not thin_pays(len(f.A), *op.full(W).shape, op.groups):
+        return None
+    with without_autocast(x):
+        return LowRankConvolution.apply(x, W, b, op, f.scale * weight, f.dropout, compute_dtype(x, W), f.A, f.B)
 
 
 def _exact(M: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.autograd import Function
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from core.adapters.hosts import CONV, CONV_TRANSPOSE
+from core.adapters.conv_op import CONV, CONV_TRANSPOSE
 from core.adapters.seam import ADAPTERS, original, stored, switch, unswitch
 
 PLAIN = (Tensor, nn.Parameter)  # no DTensor, no quantised or batched subclass

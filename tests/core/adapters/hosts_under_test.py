@@ -11,7 +11,8 @@ from torch.func import functional_call
 
 from core.adapters import methods
 from core.adapters.base import WeightMethod
-from core.adapters.hosts import Op, Rows, op_for
+from core.adapters.hosts import op_for
+from core.adapters.op import Op, Rows
 
 
 class Conv1D(nn.Module):

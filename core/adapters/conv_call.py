@@ -1,0 +1,86 @@
+"""The call path of a low-rank change on a convolution: thin gradients, without the dense gradient of W'.
+
+The change is a convolution with `rank` output channels (A), then B at every position. For P output positions, (out, in)
+the matrix view of the weight (in: channels of a group times taps), G groups:
+
+    dense   dW' = g * x                     P out in products                    then B^T dW' and dW' A^T
+    thin    dA = (B^T g) * x, dB = g (A*x)  2 P rank (out + G in) products
+
+`thin_pays` is that rule; a product in a thin convolution takes longer. With dropout the change is a second, thin
+convolution in any case.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from core.adapters.call import order_of
+from core.adapters.dropout import keep_mask
+
+# Time of a product in a thin convolution over that in a square one: the forms cross between 3 and 4 (CPU, torch 2.13,
+# rank 8, 16 to 2048 channels, 1x1 to 7x7 and 3x3x3 taps).
+PRICE = 3.5
+
+
+def thin_pays(rank: int, out: int, columns: int, groups: int) -> bool:
+    return out * columns > PRICE * 2 * rank * (out + groups * columns)
+
+
+class LowRankConvolution(torch.autograd.Function):
+    """y = conv(x, W + s B A) + b.  x (batch, channels, *positions)   W as the host stores it
+    With dropout p the change sees x * mask / (1 - p); x, a byte per element of x and A * x are kept, else x alone."""
+
+    @staticmethod
+    def forward(ctx, x, W, b, op, scale, p, dtype, A, B):
+        seen, M, mask, h = x.to(dtype), op.full(W), None, None
+        positions = seen[:, 0].numel()
+        ctx.factored = p > 0 or order_of(positions, *M.shape) == "factored"
+        y = op.apply(seen, M.to(dtype) if ctx.factored else _merged(M, A, B, scale).to(dtype), b)
+        if p:
+            mask, scale = keep_mask(x, p), scale / (1 - p)
+            seen = seen * mask
+        if ctx.factored:
+            h = op.down(seen, A.to(dtype))
+            _up(op, y, h, B.to(dtype), scale)
+        ctx.op, ctx.scale, ctx.dtype, ctx.has_bias = op, scale, dtype, b is not None
+        ctx.save_for_backward(x, W, A, B, mask, h if p else None)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, g):
+        x, W, A, B, mask, h = ctx.saved_tensors
+        op, scale, need = ctx.op, ctx.scale, ctx.needs_input_grad
+        A_, B_, seen = A.to(ctx.dtype), B.to(ctx.dtype), x.to(ctx.dtype)
+        dx = None
+        if need[0]:
+            M = op.full(W)
+            dx = op.input_gradient(seen, (M if ctx.factored else _merged(M, A, B, scale)).to(ctx.dtype), g)
+        if mask is not None:
+            seen = seen * mask
+        if h is None:
+            h = op.down(seen, A_)
+        parts = g.reshape(len(g), op.groups, -1, g[0, 0].numel())  # (batch, groups, out / groups, positions)
+        rows = B_.view(op.groups, -1, len(A))  # (groups, out / groups, rank)
+        gh = rows.transpose(1, 2) @ parts
+        dB = (h.reshape(*gh.shape) @ parts.transpose(2, 3)).sum(0).transpose(1, 2).reshape(B.shape)
+        change, dA = op.down_gradients(seen, A_, gh.reshape(h.shape), dx is not None and ctx.factored)
+        if change is not None:
+            dx.add_(change if mask is None else change.mul_(mask), alpha=scale)
+        db = g.sum([axis for axis in range(g.ndim) if axis != 1]) if ctx.has_bias and need[2] else None
+        grads = dA.to(A.dtype).mul_(scale), dB.to(B.dtype).mul_(scale)
+        return (None if dx is None else dx.to(x.dtype), None, db, None, None, None, None, *grads)
+
+
+def _merged(M: Tensor, A: Tensor, B: Tensor, scale: float) -> Tensor:
+    return torch.addmm(M.to(A.dtype), B, A, alpha=scale)
+
+
+def _up(op, y: Tensor, h: Tensor, B: Tensor, scale: float) -> None:
+    """y += scale * B h at every position, in place."""
+    if op.groups > 1:
+        y.add_(op.up(h, B), alpha=scale)
+    else:  # a view: a convolution's output is dense, channels first or last
+        y.flatten(2).baddbmm_(B.expand(len(y), *B.shape), h.flatten(2), alpha=scale)
