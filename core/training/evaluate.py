@@ -12,6 +12,7 @@ import torch
 from core.bench.result import write_whole
 from core.contracts import Backbone, Data, Metric, Task
 from core.data.seeding import derive, guard
+from core.errors import ConfigError, did_you_mean
 from core.training.checkpoint import plain
 from core.training.memory import out_of_memory
 from core.training.module import PeftModule, in_order
@@ -20,7 +21,7 @@ PREDICTIONS, BASELINES = "predictions.jsonl", "baselines.json"
 
 
 @torch.no_grad()
-def rows(module: PeftModule, trainer, loaders, split: str) -> list[dict[str, Any]]:
+def rows(module: PeftModule, trainer, loaders, split: str, *, final: bool = True) -> list[dict[str, Any]]:
     """One row per item of `split`, in the items' order: id, group, truth, prediction. On this process alone."""
     device = trainer.strategy.root_device
     module.to(device).eval()
@@ -29,8 +30,17 @@ def rows(module: PeftModule, trainer, loaders, split: str) -> list[dict[str, Any
         for batch in loaders.loader(split):
             batch = trainer.precision_plugin.convert_input(batch)
             batch = trainer.strategy.batch_to_device(batch, device)
-            found += module.task.infer(module.model, batch, module.head, final=True)
+            found += module.task.infer(module.model, batch, module.head, final=final)
     return in_order(found, loaders.items(split))
+
+
+def check_metric(module: PeftModule, trainer, loaders, name: str, seed: int) -> None:
+    """ConfigError where validation has no metric of that name to select the checkpoint by: only scoring tells."""
+    with guard(derive(seed, "metric")):
+        found = rows(module, trainer, loaders, "val", final=False)
+    known = ["loss", *sorted(module.task.score(found))]
+    if name not in known:
+        raise ConfigError("metric.name", name, ", ".join(known), did_you_mean(name, known))
 
 
 @torch.no_grad()

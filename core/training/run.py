@@ -144,6 +144,8 @@ def _fit(cfg, directory: Path, record: Record, module, name: str, parts, loaders
     if fit and not found.done:
         if cfg.run.resume == "weights":
             module.carry(_weights(folder), str(folder))
+        if cfg.get("metric") and loaders.items("val") and not screen.quiet:
+            evaluate.check_metric(module, trainer, loaders, cfg.metric.name, cfg.seed)
         before = assemble.base_digest(module.model)
         if not screen.quiet:
             _note_retention(folder / RETENTION, evaluate.retention(module, trainer, parts.data, cfg.seed, base=True))

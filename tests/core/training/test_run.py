@@ -139,6 +139,14 @@ def test_nan_stops_the_run_and_is_recorded(tmp_path):
     assert record.status == "failed" and record.error.code == 5 and record.error.got.startswith("loss nan")
 
 
+def test_an_unknown_metric_is_refused_before_training(tmp_path):
+    with pytest.raises(ConfigError) as caught:
+        train(tmp_path, metric={"name": "eror", "mode": "min"})
+    (problem,) = caught.value.problems
+    assert (problem.where, problem.got, problem.fix) == ("metric.name", "eror", "did you mean `error`?")
+    assert "loss" in problem.allowed and not (tmp_path / "checkpoints").exists()
+
+
 def test_audit_gate(tmp_path, monkeypatch):
     from core.contracts import Audit
 
