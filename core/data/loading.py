@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from core.contracts import Data, Split, Task
 from core.data.seeding import derive, guard
-from core.errors import ConfigError, DataError
+from core.errors import ConfigError, DataError, Problem
 
 
 class Key(NamedTuple):
@@ -141,11 +141,15 @@ class Loader:
     """
 
     def __init__(self, batch_size: int | None = 16, tokens: int | None = None, workers: int = 0):
-        if not batch_size and not tokens:
-            raise ConfigError("loader", "batch_size null, tokens null", "at least one of them a positive number")
-        for name, value, least in (("batch_size", batch_size, 1), ("tokens", tokens, 1), ("workers", workers, 0)):
-            if value is not None and value < least:
-                raise ConfigError(f"loader.{name}", value, f"{least} or more")
+        problems = [
+            Problem(f"loader.{name}", str(value), f"{least} or more")
+            for name, value, least in (("batch_size", batch_size, 1), ("tokens", tokens, 1), ("workers", workers, 0))
+            if value is not None and value < least
+        ]
+        if batch_size is None and tokens is None:
+            problems.append(Problem("loader", "batch_size null, tokens null", "at least one of them"))
+        if problems:
+            raise ConfigError(problems=problems)
         self.batch_size, self.tokens, self.workers = batch_size, tokens, workers
 
 

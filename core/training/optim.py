@@ -42,8 +42,8 @@ class Optim:
     ):
         problems = [
             Problem(f"optim.{name}", str(value), "a positive number")
-            for name, value in (("lr", lr), ("lr_ratio", lr_ratio), ("head_lr", lr if head_lr is None else head_lr))
-            if not 0 < value < float("inf")
+            for name, value in (("lr", lr), ("lr_ratio", lr_ratio), ("head_lr", head_lr))
+            if value is not None and not 0 < value < float("inf")
         ]
         if not weight_decay >= 0:
             problems.append(Problem("optim.weight_decay", str(weight_decay), "0 or more"))

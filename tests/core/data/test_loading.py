@@ -84,6 +84,9 @@ def test_filling_batch_has_no_weight():
 
 
 def test_bad_settings():
+    with pytest.raises(ConfigError) as caught:
+        Loader(batch_size=0, tokens=-1)
+    assert [(p.where, p.got) for p in caught.value.problems] == [("loader.batch_size", "0"), ("loader.tokens", "-1")]
     with pytest.raises(ConfigError, match="batch_size null, tokens null"):
         Loader(batch_size=None)
     with pytest.raises(ConfigError, match=r"loader\.workers"):

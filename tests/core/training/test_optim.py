@@ -65,3 +65,6 @@ def test_all_faults_at_once():
         "optim.schedule",
     ]
     assert caught.value.problems[-1].fix == "did you mean `cosine`?"
+    with pytest.raises(ConfigError) as caught:
+        Optim(lr=0)  # the head takes its rate from lr: one fault, not two
+    assert [p.where for p in caught.value.problems] == ["optim.lr"]
