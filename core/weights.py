@@ -58,11 +58,14 @@ def folder(source: str) -> Path:
 def configuration(path: Path) -> dict:
     """The parsed config.json. DataError: missing or not JSON."""
     try:
-        return json.loads(path.read_text())
+        found = json.loads(path.read_text())
     except FileNotFoundError:
         raise DataError(str(path), "missing", "a JSON configuration beside the weights") from None
     except ValueError as error:
         raise DataError(str(path), f"not JSON: {error}", "a JSON configuration") from None
+    if not isinstance(found, dict):
+        raise DataError(str(path), f"a JSON {type(found).__name__}", "a JSON configuration: names and values")
+    return found
 
 
 def state(path: Path) -> dict[str, Tensor]:

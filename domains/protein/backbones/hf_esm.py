@@ -13,7 +13,7 @@ from torch import Tensor
 
 from core import weights
 from core.contracts import Backbone, Output, TokenPort
-from core.errors import ConfigError
+from core.errors import ConfigError, DataError
 from domains.protein.backbones import tokens
 
 EMBEDDED = Path(__file__).resolve().parent.parent / "weights"
@@ -67,6 +67,9 @@ class HFEsm(Backbone):
         else:
             file = own[1] if own else weights.folder(source) / "config.json"
             config = EsmConfig(**{**weights.configuration(file), **DROPOUT_OFF})
+            unset = [key for key in ("vocab_size", "pad_token_id", "mask_token_id") if getattr(config, key) is None]
+            if unset:
+                raise DataError(str(file), f"no {', '.join(unset)}", "the config.json of an ESM model")
         self.net = _build(config, seed, local_heads=bool(own) and not pretrained)
         absent: set[str] = set()
         if source is not None and pretrained:

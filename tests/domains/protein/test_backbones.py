@@ -242,6 +242,10 @@ def test_folder_of_transformers_weights(tmp_path):
     (tmp_path / "wide" / "config.json").write_text((tmp_path / "bare" / "config.json").read_text())
     with pytest.raises(ConfigError, match="48"):
         HFEsm(str(tmp_path / "wide"))
+    for text, got in (("{}", "no vocab_size, pad_token_id, mask_token_id"), ("[]", "a JSON list")):
+        (tmp_path / "wide" / "config.json").write_text(text)
+        with pytest.raises(DataError, match=got):
+            HFEsm(str(tmp_path / "wide"))
 
 
 @pytest.mark.parametrize("prefix", [None, "<AA2fold>"])
