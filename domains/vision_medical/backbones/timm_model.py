@@ -27,7 +27,7 @@ PROFILES = Path(__file__).resolve().parent / "profiles" / "timm"
 class TimmModel(Backbone):
     """name      of timm's network (`timm.list_models()`)
     source       embedded name, a .safetensors or .pth file of tensors, or `imagenet`: an installed package of weights
-    options      further arguments of `timm.create_model` (depth, window_size, ...)
+    options      further arguments of `timm.create_model` (depth, window_size, ...; drop_path_rate is 0 unless given)
     size         images are resized to size x size pixels; null: as they come, or as the network demands
     mean, std    per channel; null: those of the weights
     checkpointing  blocks are computed again in the backward pass, which saves memory
@@ -55,6 +55,8 @@ class TimmModel(Backbone):
         if pretrained:
             _filled(self.net, name, source)
         self.net.reset_classifier(0)
+        if not any("drop" in key for key in options or {}):
+            _still(self.net)
         self.fixed = _fixed(self.net)
         self.size = size if size is not None else self.fixed
         expected = package._asdict() if package else self.net.pretrained_cfg
@@ -110,6 +112,15 @@ def built(name: str, options: dict[str, Any], seed: int) -> nn.Module:
             return timm.create_model(name, **options)
         except (TypeError, ValueError, AssertionError) as error:  # timm's ways to refuse an argument
             raise ConfigError("backbone.options", f"{options}: {error}", f"arguments of timm's {name}") from None
+
+
+def _still(net: nn.Module) -> None:
+    """Stochastic depth and dropout off, which some families turn on by themselves: a frozen network repeats itself."""
+    for module in net.modules():
+        if isinstance(module, nn.modules.dropout._DropoutNd):
+            module.p = 0.0
+        elif hasattr(module, "drop_prob"):
+            module.drop_prob = 0.0
 
 
 def _fixed(net: nn.Module) -> int | None:

@@ -7,6 +7,7 @@ from omegaconf import OmegaConf
 from core import catalog
 from core.adapters import attach, detach, merge, summary, trainable, use
 from core.adapters import head as head_of
+from core.adapters.probe import pseudo_loss
 from core.adapters.sites import resolve
 from core.config import method_options
 from core.contracts import Task
@@ -42,7 +43,10 @@ def test_every_role_is_alive_in_three_modes_and_merges(name):
     matrices = [role for role in plain if role not in (*outputs, "norm", "block")]
     assert "norm" in plain and {"conv", "attn.q", "mlp.in"} & set(matrices)
     with torch.no_grad():
-        base = backbone(*backbone.example()[0]).hidden
+        twice = [backbone.train()(*backbone.example()[0]).hidden for _ in range(2)]
+        base = backbone.eval()(*backbone.example()[0]).hidden
+    assert torch.equal(*twice)  # no dropout, no stochastic depth
+    backbone = build().eval()
     assert base.shape[:2] == (2, backbone.width)
     attach(backbone, "lora", targets=matrices, rank=2)
     assert {row.role for row in summary(backbone).rows} == set(matrices)
@@ -156,10 +160,9 @@ def test_checkpointing_changes_no_gradient(build):
         backbone = build(on).train()
         attach(backbone, "lora", targets=["attn.q", "mlp.out"], rank=2, seed=0)
         shaken(backbone)
-        backbone(*backbone.example()[0]).hidden.square().sum().backward()
-        grads.append([p.grad for p in trainable(backbone).values()])
-    assert len(grads[0]) >= 8
-    assert max(relative(a, b) for a, b in zip(*grads, strict=True)) <= 1e-5  # measured 0, Swin 4e-7
+        pseudo_loss(backbone(*backbone.example()[0]).hidden).backward()
+        grads.append(torch.cat([p.grad.flatten() for p in trainable(backbone).values()]))
+    assert grads[0].count_nonzero() > 100 and relative(*grads) <= 1e-6  # measured 0
 
 
 @pytest.mark.parametrize("name", ["mobilenetv2", "resnet", "densenet", "unet"])
