@@ -16,6 +16,6 @@ def test_notebook(path, tmp_path, monkeypatch):
     monkeypatch.setenv("NOTEBOOK_OUT", str(tmp_path))
     notebook = nbformat.read(path, as_version=4)
     root = Path(__file__).parents[3]
-    nbclient.NotebookClient(notebook, timeout=240, resources={"metadata": {"path": str(root)}}).execute()
+    nbclient.NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(root)}}).execute()
     assert (tmp_path / "lora" / "card.html").is_file()
     assert (tmp_path / "spoken" / "line2.wav").stat().st_size > 1000
