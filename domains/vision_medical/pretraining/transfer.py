@@ -14,7 +14,7 @@ from typing import Any
 
 from core.pretraining import put
 
-METHODS = {"none": 3e-2, "lora": 1e-2, "full": 3e-3, "scratch": 1e-2}
+METHODS = {"none": 3e-2, "lora": 1e-2, "full": 1e-2, "scratch": 1e-2}
 SEEDS = (0, 1, 2)
 
 
