@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import cached_property
+from operator import le
 from typing import Any
 
 import numpy as np
@@ -90,12 +91,8 @@ class Segmentation(Task):
             allowed = f"0 to {len(self.classes) - 1}: {', '.join(self.classes)}"
             strange = [(name, k) for name, k in greatest if k >= len(self.classes)]
             reading.refuse([Problem(f"{name}: mask", f"class {k}", allowed) for name, k in strange])
-        batch["windows"] = len(set(batch["sizes"])) > 1 or not self._inside(batch["sizes"][0])
+        batch["windows"] = len(set(batch["sizes"])) > 1 or self.window not in (None, batch["sizes"][0])
         return batch
-
-    def _inside(self, size: tuple[int, ...]) -> bool:
-        """Whether an image is no larger than the window."""
-        return self.window is None or all(n <= w for n, w in zip(size, self.window, strict=True))
 
     @cached_property
     def criterion(self) -> nn.Module:
@@ -145,7 +142,7 @@ class Segmentation(Task):
             return head(model({"image": part}).hidden)
 
         size = tuple(image.shape[2:])
-        if self.window is None or (self._inside(size) and model.misfit(size) is None):
+        if self.window is None or (model.misfit(size) is None and all(map(le, size, self.window))):
             return forward(image)
         from monai.inferers import sliding_window_inference
 

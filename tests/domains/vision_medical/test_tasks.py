@@ -95,17 +95,18 @@ def test_windows_equal_one_look_where_the_image_fits(size, window):
 
 def test_large_and_unequal_images_are_seen_through_windows():
     """Scores of an image do not depend on its batch, nor its mask on padding; validation runs, and has no loss."""
-    rows = [item("a", (24, 40)), item("b", (10, 14)), item("c", (16, 16))]
+    rows = [item("a", (24, 40)), item("b", (11, 14)), item("c", (16, 16))]
     backbone, task = small().eval(), Segmentation(window=[16, 16])
     head = ready(task, Rows([item("t")], rows, rows, NAMES), backbone)
     both = task.collate(rows, None)
     assert both["windows"] and both["image"].shape == (3, 1, 24, 40)
     with torch.no_grad():
+        assert backbone(task.collate(rows[1:2], None)).hidden is None  # no multiple of 2: seen through a window, padded
         output = backbone(both)
         assert output.hidden is None and task.loss(output, both, head)[1] == 0
         found = list(task.infer(backbone, both, head, output, final=False))
         alone = [row for one in rows for row in task.infer(backbone, task.collate([one], None), head, final=False)]
-    assert [row["prediction"]["shape"] for row in found] == [[24, 40], [10, 14], [16, 16]]
+    assert [row["prediction"]["shape"] for row in found] == [[24, 40], [11, 14], [16, 16]]
     assert [row["prediction"] for row in found] == [row["prediction"] for row in alone]
     backbone.train()
     with pytest.raises(ConfigError, match="multiples of 2"):
