@@ -6,8 +6,9 @@ the matrix view of the weight (in: channels of a group times taps), G groups:
     dense   dW' = g * x                     P out in products                    then B^T dW' and dW' A^T
     thin    dA = (B^T g) * x, dB = g (A*x)  2 P rank (out + G in) products
 
-`thin_pays` is that rule; a product in a thin convolution takes longer. With dropout the change is a second, thin
-convolution in any case.
+`thin_pays` is that rule; a product in a thin convolution takes longer. A single volume on the CPU is another case:
+torch unfolds it, which costs more than the products, and a turned convolution (conv_op.py) unfolds `rank` channels
+instead. With dropout the change is a second, thin convolution in any case.
 """
 
 from __future__ import annotations
@@ -24,8 +25,10 @@ from core.adapters.dropout import keep_mask
 PRICE = 3.5
 
 
-def thin_pays(rank: int, out: int, columns: int, groups: int) -> bool:
-    return out * columns > PRICE * 2 * rank * (out + groups * columns)
+def thin_pays(op, x: Tensor, A: Tensor, out: int) -> bool:
+    rank, columns = A.shape
+    unfolded = x.ndim == 5 and len(x) == 1 and op.turns(x, A)
+    return unfolded or out * columns > PRICE * 2 * rank * (out + op.groups * columns)
 
 
 class LowRankConvolution(torch.autograd.Function):

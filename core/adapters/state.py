@@ -253,7 +253,7 @@ def _convolved(x: Tensor, W: Tensor, b: Tensor | None, acting, methods) -> Tenso
     if torch.compiler.is_compiling():
         return None
     f = method.factors()
-    if not f.dropout and not thin_pays(len(f.A), *op.full(W).shape, op.groups):
+    if not f.dropout and not thin_pays(op, x, f.A, len(f.B)):
         return None
     with without_autocast(x):
         return LowRankConvolution.apply(x, W, b, op, f.scale * weight, f.dropout, compute_dtype(x, W), f.A, f.B)

@@ -9,6 +9,7 @@ from core.adapters.base import kaiming
 from core.adapters.conv_call import LowRankConvolution, thin_pays
 from core.adapters.conv_op import ConvOp
 from core.adapters.cost import saved_bytes
+from core.adapters.hosts import op_for
 from tests.core.adapters.hosts_under_test import HOSTS, One, relative
 
 PLAIN = [h for h in HOSTS if isinstance(h.build()[1], ConvOp) and h.build()[1].plain]
@@ -57,9 +58,16 @@ def test_the_weight_form_in_both_layouts(host, factored, layout, monkeypatch):
 
 
 def test_the_rule():
-    assert thin_pays(8, 512, 512 * 9, 1) and thin_pays(8, 2048, 512, 1)  # ResNet-50's last stage: 13 and 7 times faster
-    assert not thin_pays(8, 16, 16 * 27, 1) and not thin_pays(8, 64, 64, 1)  # a first stage: slower
-    assert not thin_pays(8, 512, 9, 512)  # depthwise: A * x would be as large as the output, eight times
+    def pays(layer, batch=8):
+        op = op_for(layer, "weight")
+        x = torch.empty(batch, layer.in_channels, *[4] * (layer.weight.ndim - 2))
+        M = op.full(layer.weight)
+        return thin_pays(op, x, torch.empty(8, M.shape[1]), len(M))
+
+    assert pays(nn.Conv2d(512, 512, 3)) and pays(nn.Conv2d(512, 2048, 1))  # ResNet-50's end: 13 and 7 times faster
+    assert not pays(nn.Conv2d(64, 64, 1)) and not pays(nn.Conv3d(16, 16, 3))  # a first stage: slower
+    assert pays(nn.Conv3d(16, 16, 3), batch=1) and not pays(nn.Conv3d(2, 2, 3), batch=1)  # unfolded: 8 channels, not 16
+    assert not pays(nn.Conv2d(512, 512, 3, groups=512))  # depthwise: A * x is 8 times the output
 
 
 @pytest.mark.parametrize(("channels", "thin"), [(128, True), (16, False)])
