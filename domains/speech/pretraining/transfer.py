@@ -40,8 +40,15 @@ QUESTIONS = {  # which -> title, overrides, name of the score, its unit, factor 
         1,
     ),
     "listener": (
-        "Four emotions of speakers that are never heard in training (the twin): unweighted average recall, %.",
-        ["backbone=listener", "data=twin_emotion", "task=classification"],
+        "Which of ten digits five real speakers say (FSDD), 100 labelled recordings, 250 test recordings of the same "
+        "speakers: unweighted average recall, %.",
+        [
+            "backbone=listener",
+            "data=fsdd_digits",
+            "+data.limit={train: 100, val: 50, test: 250}",
+            "task=classification",
+            "loader.batch_size=32",
+        ],
         "uar",
         "%",
         100,
