@@ -1,6 +1,7 @@
 """A small encoder of speech: log mel spectrogram to frames of 20 ms.     Blocks as in acoustic.py
 Mel       (batch, frames, 40), 100 frames per second, 50 to 4,000 Hz, so that telephone speech fits too; each utterance
-          minus its mean over time, which takes the channel away
+          minus its mean over time, which takes the channel away, and how loud it is: on the twin's emotions, which
+          differ in loudness, statistics of MFCCs do better
 Hidden    (batch, frames / 2, channels)
 """
 
