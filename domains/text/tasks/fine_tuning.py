@@ -46,7 +46,7 @@ class FineTuning(Task):
 
     def collate(self, items: list[dict[str, Any]], tokenizer: Any) -> dict[str, Any]:
         reading.refuse_unanswered(items)
-        rendered = [self.rendering(item, tokenizer) for item in items]
+        rendered = reading.render(items, self.rendering, tokenizer)
         return {"ids": [str(item["id"]) for item in items], **reading.batch(rendered, tokenizer)}
 
     def loss(self, output: Output, batch: dict[str, Any], head: nn.Module | None) -> tuple[Tensor, Tensor]:

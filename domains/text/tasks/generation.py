@@ -68,7 +68,7 @@ class Generation(FineTuning):
             **reading.prompts(items, self.rendering, tokenizer),
         }
         if all(reading.answered(item) for item in items):
-            batch |= reading.batch([self.rendering(item, tokenizer) for item in items], tokenizer)
+            batch |= reading.batch(reading.render(items, self.rendering, tokenizer), tokenizer)
         return batch
 
     def infer(self, model: nn.Module, batch: dict[str, Any], head: nn.Module | None, output=None, *, final=True):

@@ -49,7 +49,7 @@ class MultipleChoice(Task):
     def collate(self, items: list[dict[str, Any]], tokenizer: Any) -> dict[str, Any]:
         """One row per choice of every item: `item` (rows,) int64; `answer` (items,) int64 where all are known."""
         reading.refuse([p for item in items for p in _faults(item, None)])
-        options = [self.rendering.options(item, tokenizer) for item in items]
+        options = [reading.bound(self.rendering, tokenizer).options(item, tokenizer) for item in items]
         batch = reading.batch([one for several in options for one in several], tokenizer)
         batch["ids"] = [str(item["id"]) for item in items]
         batch["item"] = torch.tensor([at for at, several in enumerate(options) for _ in several])

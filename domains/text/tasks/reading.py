@@ -36,7 +36,7 @@ def prompts(items: list[dict[str, Any]], rendering: Rendering, tokenizer: Tokeni
     """prompt_ids and prompt_mask: what generation goes on from. Padded on the left, so that the last token is there for
     all rows; an encoder's on the right."""
     rows = [rendering.prompt(item, tokenizer) for item in items]
-    if rendering.max_length:
+    if bound(rendering, tokenizer).max_length:
         rows = [row[-rendering.max_length :] for row in rows]
     if not tokenizer.one_sequence:
         rows = [[*row, tokenizer.eos] for row in rows]
@@ -46,6 +46,22 @@ def prompts(items: list[dict[str, Any]], rendering: Rendering, tokenizer: Tokeni
     refuse(empty)
     made = pad(rows, tokenizer.pad, left=tokenizer.one_sequence)
     return {"prompt_ids": made["input_ids"], "prompt_mask": made["attention_mask"]}
+
+
+def bound(rendering: Rendering, tokenizer: Tokenizer) -> Rendering:
+    """The rendering, under the network's own limit too: a finished run's new input has not met `check`."""
+    limits = [n for n in (rendering.max_length, tokenizer.limit) if n]
+    rendering.max_length = min(limits) if limits else None
+    return rendering
+
+
+def render(items: list[dict[str, Any]], rendering: Rendering, tokenizer: Tokenizer) -> list[Rendered]:
+    """Every item as ids. DataError: too long where the policy is to drop, which only a split can do."""
+    found = [bound(rendering, tokenizer)(item, tokenizer) for item in items]
+    long = [item["id"] for item, part in zip(items, found, strict=True) if part is None]
+    allowed = f"at most {rendering.max_length} tokens (task.too_long=drop)"
+    refuse([Problem(f"item {name}", "too long", allowed, "shorten it, or task.too_long=left") for name in long])
+    return found
 
 
 def answered(item: dict[str, Any]) -> bool:
@@ -87,8 +103,7 @@ def check(data: Data, backbone: Backbone, rendering: Rendering) -> None:
     DataError   an item in which nothing has a loss; texts that the tokenizer does not know
     """
     tokenizer = backbone.tokenizer
-    limits = [n for n in (rendering.max_length, tokenizer.limit) if n]
-    rendering.max_length = min(limits) if limits else None
+    bound(rendering, tokenizer)
     data.render(rendering, tokenizer)
     problems, tokens, unknown = [], 0, 0
     for split, item in every(data):

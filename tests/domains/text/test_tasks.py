@@ -280,6 +280,16 @@ def test_longer_than_the_network_can_read(llama, tmp_path):
     assert data.seen["train0"].cut == 20 and data.seen["train0"].tokens == 64
 
 
+def test_new_prompts_longer_than_the_network_lose_their_front(tmp_path):
+    """GPT-2's positions end at 64: nothing checks the input of a finished run, so the collator has to."""
+    model = CausalLM(str(folder("gpt2", tmp_path)), pretrained=False).eval()
+    long = [{"id": "1", "prompt": "a b c d " * 20 + "=>"}]
+    rows = reading.rows(Generation(max_new_tokens=8), model, long)
+    assert rows[0]["prediction"] is not None
+    batch = reading.prompts(long, Rendering(), model.tokenizer)
+    assert batch["prompt_ids"].shape == (1, 64) and batch["prompt_ids"][0, -1] == model.tokenizer.encode("=>")[0]
+
+
 def test_texts_that_the_tokenizer_does_not_know(llama, tmp_path):
     data = data_of(tmp_path, everywhere([{"prompt": "Bonjour tout le monde", "completion": "Guten Tag"}]))
     with pytest.raises(DataError, match="unknown to this tokenizer"):
