@@ -149,9 +149,3 @@ def error_rates(truth: Sequence[str], said: Sequence[str]) -> dict[str, float]:
         raise DataError("texts", "no words", "at least one utterance with words")
     references, guesses = [t for t, _ in pairs], [s for _, s in pairs]
     return {"cer": float(jiwer.cer(references, guesses)), "wer": float(jiwer.wer(references, guesses))}
-
-
-def unweighted_average_recall(truth: Sequence[str], prediction: Sequence[str]) -> float:
-    """Mean over the classes that occur of the share found, 0..1; always naming one class gives 1 / classes."""
-    truth, prediction = np.asarray(truth), np.asarray(prediction)
-    return float(np.mean([(prediction[truth == name] == name).mean() for name in np.unique(truth)]))

@@ -5,7 +5,6 @@ samples   (samples,) fp32 mono in [-1, 1]
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -124,7 +123,3 @@ def write(path: Path, samples: np.ndarray, rate: int) -> Path:
     """The path of a sound file, in the format of its suffix (.wav 16 bit, .flac, .ogg Vorbis)."""
     sound_library().write(str(path), np.clip(samples, -1, 1), rate)
     return path
-
-
-def rates(headers: Iterable[Header]) -> list[int]:
-    return sorted({found.sample_rate for found in headers})

@@ -94,9 +94,3 @@ def test_error_rates_by_hand():
     assert metrics.spoken_form("\u201cCaf\u00e9\u2019s\u201d \u2013 NO. 7!") == "cafe's no 7"
     with pytest.raises(DataError, match="no words"):
         metrics.error_rates(["..."], ["anything"])
-
-
-def test_naming_one_class_recalls_one_class():
-    truth = ["a"] * 8 + ["b"] * 1 + ["c"] * 1
-    assert metrics.unweighted_average_recall(truth, ["a"] * 10) == pytest.approx(1 / 3)
-    assert metrics.unweighted_average_recall(truth, truth) == 1
