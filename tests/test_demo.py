@@ -1,4 +1,4 @@
-"""`make demo`, shortened: every field trains its embedded model with LoRA beside its anchors, and one report shows all."""
+"""`make demo`, shortened: every field trains its embedded model with LoRA beside its anchors; one report shows all."""
 
 import re
 import subprocess
