@@ -69,6 +69,10 @@ def slot_for(state: State, net: nn.Module, site: Site, path: str) -> Slot:
                     f"{other}: another adapter is bound there",
                     f"path={other}, or detach it",
                 )
+    shared = host.__dict__.get(ADAPTERS, {}).get(site.parameter) if path == "weight" else None
+    if shared is not None and shared.key != key:  # one tensor, two views of it: as a table and as a matrix
+        got = f"tied with {shared.owners[0][0]}.{shared.owners[0][1]}, which is adapted already"
+        raise UnsupportedError(site.key, got, "one role of a tied tensor", "leave one of the two roles out")
     if key in state.slots:
         return state.slots[key]
     slot = Slot(state.routing, path, key)

@@ -11,7 +11,7 @@ from torch import nn
 
 from core.adapters import adapters, attach, detach, merge, mix, set_active, summary, trainable, unmerge, use
 from core.adapters.probe import pseudo_loss, relative
-from core.errors import ConfigError, DeadSiteError, MergeError
+from core.errors import ConfigError, DeadSiteError, MergeError, UnsupportedError
 from tests.core.adapters import zoo
 
 ON_OUTPUTS = ("attn", "mlp", "block", "features")  # roles that name modules; the others name weights
@@ -281,3 +281,20 @@ def test_twenty_merge_cycles_change_no_bit():
         unmerge(subject.model)
     detach(subject.model)
     assert all(torch.equal(v, before[k]) for k, v in subject.model.state_dict().items())
+
+
+def test_two_roles_of_a_tied_tensor_are_refused_and_nothing_is_left():
+    """Table and output matrix are one tensor, seen in two ways: either role adapts it, for both users."""
+    net = nn.Sequential()
+    net.add_module("embed", nn.Embedding(11, 6))
+    net.add_module("mid", nn.Linear(6, 6))
+    net.add_module("out", nn.Linear(6, 11, bias=False))
+    net.out.weight = net.embed.weight
+    root, ids = nn.Module(), torch.arange(8).reshape(2, 4)
+    root.net, root.forward = net, lambda x: net(x)
+    how = {"roles": {"embed": "net.embed", "head": "net.out"}, "example": ((ids,), {}), "rank": 2}
+    with pytest.raises(UnsupportedError, match="tied with"):
+        attach(root, "lora", targets=["embed", "head"], **how)
+    assert type(net.embed) is nn.Embedding and type(net.out) is nn.Linear and "_adapters" not in vars(net.out)
+    attach(root, "lora", targets=["head"], **how)
+    assert summary(root).rows[0].path == "weight"
