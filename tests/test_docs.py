@@ -84,8 +84,10 @@ def test_command_runs(page, command, own_files):
     if any(mark in command for mark in (*LONG, "RUN", "DIR", "outputs/")):
         pytest.skip("long, or on a finished run: tests/core/test_cli.py and the experiments run it")
     missing = [w for w in re.findall(r"=(\w+\.\w+)", command) if not (own_files / w).exists()]
-    if [w for w in missing if w.endswith((".csv", ".fasta"))]:
-        pytest.skip(f"{missing} is the reader's own; tests/domains/protein/test_data_formats.py reads such files")
+    missing = [w for w in missing if w.endswith((".csv", ".fasta"))]
+    missing += [w for w in re.findall(r"data\.path=([\w./]+)", command) if not (own_files / w).exists()]
+    if missing:
+        pytest.skip(f"{missing} is the reader's own; tests/domains/*/test_data_*.py read such files")
     words = shlex.split(command)
     if words[0] == "atlas":
         words = [sys.executable, "-m", "core.cli", *words[1:]]
