@@ -87,7 +87,8 @@ def test_what_a_model_sees_is_counted():
     assert found.facts["padding and end are one token"] == "no"
     assert found.facts["one item, [with a loss]"].startswith("<s><unk><unk> => [")
     data.render(Rendering(30, "right"), tokenizer)
-    assert data.audit().facts["items whose end has no loss"] == found.facts["items cut"]
+    open_ended = [seen for seen in data.seen.values() if seen.cut and seen.supervised]  # a long prompt leaves nothing
+    assert 0 < len(open_ended) == data.audit().facts["items whose end has no loss"] <= found.facts["items cut"]
     shared = fast()
     shared.pad_token = shared.eos_token
     data.render(Rendering(), Tokenizer(shared))
