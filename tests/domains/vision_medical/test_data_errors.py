@@ -100,7 +100,7 @@ def spacing_missing(root):
     header[80:92] = np.zeros(3, np.float32).tobytes()  # pixdim[1..3]
     header[252:256] = bytes(4)  # qform_code, sform_code
     (scans / "c1.nii.gz").write_bytes(gzip.compress(bytes(header)))
-    return NIFTI, "no spacing (pixdim 0, 0, 0, no affine)", "distances need them"
+    return NIFTI, "no spacing (pixdim 0, 0, 0, no affine)", "distances need it"
 
 
 def one_class_only(root):
