@@ -60,7 +60,8 @@ class ConvOp(Op):
 
     def down(self, x, A):
         if self.turns(x, A):
-            return self.turned_conv(x, self._turned(A), padding=self.margin, dilation=self.geometry["dilation"])
+            h = self.turned_conv(x, self._turned(A), padding=self.margin, dilation=self.geometry["dilation"])
+            return h.clone()  # torch gives it a storage as large as x, which would be kept
         weight = A.reshape(A.shape[0], -1, *self.kernel)
         return self._run(x, weight.repeat(self.groups, *[1] * (weight.ndim - 1)))
 

@@ -70,6 +70,13 @@ def test_the_rule():
     assert not pays(nn.Conv2d(512, 512, 3, groups=512))  # depthwise: A * x is 8 times the output
 
 
+def test_dropout_keeps_a_byte_per_element_and_the_thin_product():
+    model, x = One(nn.Conv3d(16, 16, 3, padding=1)), torch.randn(1, 16, 4, 4, 4)
+    attach(model, "lora", targets=["c"], roles={"c": "layer"}, example=((x,), {}), rank=4, dropout=0.1)
+    model.train()
+    assert saved_bytes(lambda: model(x), model) == x.nbytes + x.numel() + x.nbytes // 4
+
+
 @pytest.mark.parametrize(("channels", "thin"), [(128, True), (16, False)])
 def test_attached_layers_follow_the_rule_and_keep_x_alone(channels, thin):
     model = One(nn.Conv2d(channels, channels, 3, padding=1, bias=False))
