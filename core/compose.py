@@ -113,8 +113,10 @@ def _unknown_options(override: Override, groups: dict[str, dict[str, Path]]) -> 
     else:
         value = override.value()
         values = value if isinstance(value, list) else [value]
-    unknown = [v for v in values if v is not None and str(v) not in options and str(v) != "null"]
-    return [Problem(group, str(v), ", ".join(options), did_you_mean(str(v), options)) for v in unknown]
+    allowed = ", ".join(options)
+    found = [Problem(group, "null", allowed, f"type `~{group}` to go without") for v in values if v is None]
+    unknown = [str(v) for v in values if v is not None and str(v) not in options]
+    return found + [Problem(group, v, allowed, did_you_mean(v, options)) for v in unknown]
 
 
 def _syntax(text: str, error: Exception) -> Problem:

@@ -59,7 +59,10 @@ def plain(cfg: Any) -> dict[str, Any]:
         return cfg
     from omegaconf import OmegaConf
 
-    return OmegaConf.to_container(cfg, resolve=True, throw_on_missing=False)
+    found = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=False)
+    if isinstance(found, dict) and "methods" not in (found.get("sweep") or {"methods"}):
+        found["sweep"] = None  # `~sweep`: what an experiment changes of the preset is left over
+    return found
 
 
 def find(cfg: Mapping[str, Any]) -> list[Problem]:

@@ -7,7 +7,7 @@ import pytest
 
 from core import catalog, config, schema, source
 from core.compose import compose, prepare
-from core.config import check
+from core.config import check, plain
 from core.doctor import check_preset, combinations
 from core.errors import ConfigError
 
@@ -235,3 +235,10 @@ def test_unknown_keys_reach_the_check():
 def test_an_unknown_field():
     with pytest.raises(ConfigError, match="did you mean `protein`"):
         compose("protien")
+
+
+def test_a_preset_is_left_out_with_a_tilde_not_with_null():
+    with pytest.raises(ConfigError, match="~sweep"):
+        compose("protein", ["sweep=null"])
+    left = compose("protein", ["+experiment=her2_sapiens", "~sweep"])
+    assert "methods" not in left.sweep and plain(left)["sweep"] is None  # what the experiment changed is no sweep
