@@ -158,6 +158,40 @@ def _buffers(model: nn.Module) -> list[tuple[str, Tensor]]:
     return [(name, b) for name, b in model.named_buffers() if name in kept]
 
 
+def shipped(path: Path) -> tuple[dict[str, Any], int]:
+    """(notes that travel in a weight file's metadata, number of its parameters)."""
+    from safetensors import safe_open
+
+    with safe_open(path, "pt") as stored:
+        notes = {key: json.loads(value) for key, value in stored.metadata().items()}
+        return notes, sum(stored.get_tensor(key).numel() for key in stored.keys())
+
+
+def optimiser_row(recipe: dict[str, Any]) -> str:
+    """The card's row on how `train` optimised."""
+    return (
+        f"| optimiser | AdamW (.9, .98), decay .01, lr {recipe['lr']}, {recipe['warmup']} steps warm-up, linear decay "
+        f"over the last {100 * recipe['decay']:.0f} % |"
+    )
+
+
+def write_card(
+    folder: Path,
+    name: str,
+    lines: list[str],
+    table: Callable[[Any], list[str]],
+    *,
+    title: str = "What it gains over scratch",
+) -> Path:
+    """<name>.md: `lines`, and the table of the comparison in <name>.transfer.json where that is there."""
+    compared = folder / f"{name}.transfer.json"
+    if compared.is_file():
+        lines = [*lines, "", f"## {title}", "", *table(json.loads(compared.read_text(encoding="utf-8")))]
+    target = folder / f"{name}.md"
+    put(target, "\n".join([*lines, ""]).encode())
+    return target
+
+
 def put(path: Path, content: bytes) -> None:
     """Writes atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -11,8 +11,9 @@ write <name>.safetensors (keys of transformers' `EsmForMaskedLM`), <name>.json (
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
+
+from core.recipe import command
 
 WEIGHTS = Path(__file__).resolve().parent / "weights"
 NAMES = {"mini": "esm2_mini", "small": "esm2_small"}
@@ -51,70 +52,37 @@ def corpora(which: str, out: Path):
     return corpus.twin() if which == "mini" else corpus.real(corpus.real_data(), out / "homologs.json")
 
 
-def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m domains.protein.pretrain", description=__doc__.splitlines()[0])
-    parser.add_argument("which", choices=sorted(NAMES))
-    parser.add_argument("--out", type=Path, default=WEIGHTS, help="folder of the three files (default: the package's)")
-    parser.add_argument("--state", type=Path, help="folder of the resumable state (default: outputs/pretrain/<name>)")
-    parser.add_argument("--steps", type=int, help="instead of the recipe's")
-    parser.add_argument("--budget-s", type=float, help="stop after so many seconds, with the state saved")
-    parser.add_argument(
-        "--compare", action="store_true", help="few labels: embedded weights against scratch, into the card"
-    )
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=1)
-    given = parser.parse_args(arguments)
+def train(which: str, chosen, folder: Path, budget: float | None):
+    from domains.protein.pretraining import card, loop
 
-    from core.errors import PeftError
-
-    try:
-        return run(given)
-    except PeftError as error:
-        print(error)
-        return error.code
+    seen, held = corpora(which, folder)
+    print(f"{chosen.name}  {len(seen.tokens):,} proteins, {seen.residues():,} residues; {chosen}", flush=True)
+    model, facts = loop.train(chosen, seen, held, folder / "state.safetensors", budget=budget)
+    return facts, lambda out: card.export(model, chosen, facts, seen, held, out)
 
 
-def run(given: argparse.Namespace) -> int:
-    from dataclasses import replace
-
-    import torch
-
-    from domains.protein.pretraining import loop
-
-    torch.set_num_threads(given.threads)
-    if given.compare:
-        return compare(given.which)
-    chosen = recipe(given.which)
-    chosen = replace(chosen, seed=given.seed, steps=given.steps or chosen.steps)
-    folder = given.state or Path("outputs", "pretrain", chosen.name)
-    train, held = corpora(given.which, folder)
-    print(f"{chosen.name}  {len(train.tokens):,} proteins, {train.residues():,} residues; {chosen}", flush=True)
-    model, facts = loop.train(chosen, train, held, folder / "state.safetensors", budget=given.budget_s)
-    if not facts["done"]:
-        print(f"stopped at step {facts['step']:,} of {chosen.steps:,}; the same command goes on")
-        return 0
-    from domains.protein.pretraining import card
-
-    written = card.export(model, chosen, facts, train, held, given.out)
-    print("\n".join(f"wrote     {path}" for path in written))
-    return 0
-
-
-def compare(which: str) -> int:
+def compare(given) -> list[Path]:
     """Stores the few-label comparisons of the embedded weights as <name>.transfer.json and writes the card anew."""
     import json
 
+    from core.pretraining import put
     from domains.protein.pretraining import card, transfer
 
-    name, done = NAMES[which], []
-    title, labelled, data = transfer.questions(which)
+    name, done = NAMES[given.which], []
+    title, labelled, data = transfer.questions(given.which)
     for count in labelled:
         print(f"{name}  {count} labelled proteins", flush=True)
         done.append({"labelled": count} | transfer.compare(name, lambda seed, count=count: data(seed, count)))
     stored = WEIGHTS / f"{name}.transfer.json"
-    card.put(stored, (json.dumps({"title": title, "comparisons": done}, indent=1) + "\n").encode())
-    print(f"wrote     {stored}\nwrote     {card.write(WEIGHTS, name)}")
-    return 0
+    put(stored, (json.dumps({"title": title, "comparisons": done}, indent=1) + "\n").encode())
+    return [stored, card.write(WEIGHTS, name)]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    compares = "few labels: embedded weights against scratch, into the card"
+    return command(
+        __doc__, "protein", WEIGHTS, recipe, train, compare, names=NAMES, compares=compares, arguments=arguments
+    )
 
 
 if __name__ == "__main__":

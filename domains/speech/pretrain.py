@@ -12,8 +12,9 @@ Both print held-out errors, can be stopped and go on to the same bits, use one t
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
+
+from core.recipe import command
 
 WEIGHTS = Path(__file__).resolve().parent / "weights"
 NAMES = {"mini": "acoustic_mini", "flite": "acoustic_flite", "listener": "listener"}
@@ -40,67 +41,37 @@ def corpora(which: str):
     return corpus.flite(Path(FOLDER)) if which == "flite" else listening.corpora(Path(FOLDER))
 
 
-def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m domains.speech.pretrain", description=__doc__.splitlines()[0])
-    parser.add_argument("which", choices=sorted(NAMES))
-    parser.add_argument("--out", type=Path, default=WEIGHTS, help="folder of the three files (default: the package's)")
-    parser.add_argument("--state", type=Path, help="folder of the resumable state (default: outputs/pretrain/<name>)")
-    parser.add_argument("--steps", type=int, help="instead of the recipe's")
-    parser.add_argument("--budget-s", type=float, help="stop after so many seconds, with the state saved")
-    parser.add_argument("--compare", action="store_true", help="a new speaker: embedded weights against scratch")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=1)
-    given = parser.parse_args(arguments)
-
-    from core.errors import PeftError
-
-    try:
-        return run(given)
-    except PeftError as error:
-        print(error)
-        return error.code
-
-
-def run(given: argparse.Namespace) -> int:
-    from dataclasses import replace
-
-    import torch
-
-    torch.set_num_threads(given.threads)
-    if given.compare:
-        return compare(given.which)
+def train(which: str, chosen, folder: Path, budget: float | None):
     from domains.speech.pretraining import card, listening, loop
 
-    chosen = recipe(given.which)
-    chosen = replace(chosen, seed=given.seed, steps=given.steps or chosen.steps)
-    folder = given.state or Path("outputs", "pretrain", chosen.name)
-    train, held = corpora(given.which)
+    heard, held = corpora(which)
     print(
-        f"{chosen.name}  {train.facts['utterances']:,} utterances, {train.seconds() / 60:.1f} min; {chosen}", flush=True
+        f"{chosen.name}  {heard.facts['utterances']:,} utterances, {heard.seconds() / 60:.1f} min; {chosen}", flush=True
     )
-    step = listening if given.which == "listener" else loop
-    model, facts = step.train(chosen, train, held, folder / "state.safetensors", budget=given.budget_s)
-    if not facts["done"]:
-        print(f"stopped at step {facts['step']:,} of {chosen.steps:,}; the same command goes on")
-        return 0
-    written = card.export(*step.shipped(model, train, held), chosen, facts, train, given.out)
-    print("\n".join(f"wrote     {path}" for path in written))
-    return 0
+    step = listening if which == "listener" else loop
+    model, facts = step.train(chosen, heard, held, folder / "state.safetensors", budget=budget)
+    return facts, lambda out: card.export(*step.shipped(model, heard, held), chosen, facts, heard, out)
 
 
-def compare(which: str) -> int:
+def compare(given) -> list[Path]:
     """Stores what the embedded weights are worth to a new speaker in <name>.transfer.json; writes the card anew."""
     import json
 
     from core.pretraining import put
     from domains.speech.pretraining import card, transfer
 
-    name = NAMES[which]
+    name = NAMES[given.which]
     stored = WEIGHTS / f"{name}.transfer.json"
-    found = transfer.compare(which, Path("outputs", "pretrain", name, "transfer"))
+    found = transfer.compare(given.which, Path("outputs", "pretrain", name, "transfer"))
     put(stored, (json.dumps(found, indent=1) + "\n").encode())
-    print(f"wrote     {stored}\nwrote     {card.write(WEIGHTS, name)}")
-    return 0
+    return [stored, card.write(WEIGHTS, name)]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    compares = "a new speaker: embedded weights against scratch"
+    return command(
+        __doc__, "speech", WEIGHTS, recipe, train, compare, names=NAMES, compares=compares, arguments=arguments
+    )
 
 
 if __name__ == "__main__":

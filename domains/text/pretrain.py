@@ -10,8 +10,9 @@ configuration), <name>.tokenizer.json and <name>.md (card).
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
+
+from core.recipe import command
 
 WEIGHTS = Path(__file__).resolve().parent / "weights"
 NAME = "tiny_llama"
@@ -23,50 +24,15 @@ def recipe():
     return Recipe(NAME)
 
 
-def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m domains.text.pretrain", description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=WEIGHTS, help="folder of the four files (default: the package's)")
-    parser.add_argument("--state", type=Path, help=f"folder of the resumable state (default: outputs/pretrain/{NAME})")
-    parser.add_argument("--steps", type=int, help="instead of the recipe's")
-    parser.add_argument("--budget-s", type=float, help="stop after so many seconds, with the state saved")
-    parser.add_argument("--compare", action="store_true", help="few records: embedded weights against scratch")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=1)
-    given = parser.parse_args(arguments)
-
-    from core.errors import PeftError
-
-    try:
-        return run(given)
-    except PeftError as error:
-        print(error)
-        return error.code
-
-
-def run(given: argparse.Namespace) -> int:
-    from dataclasses import replace
-
-    import torch
-
+def train(_: None, chosen, folder: Path, budget: float | None):
     from domains.text.pretraining import card, loop
 
-    torch.set_num_threads(given.threads)
-    if given.compare:
-        return compare()
-    chosen = recipe()
-    chosen = replace(chosen, seed=given.seed, steps=given.steps or chosen.steps)
-    folder = given.state or Path("outputs", "pretrain", chosen.name)
     print(f"{chosen.name}  {chosen}", flush=True)
-    net, tokenizer, facts = loop.train(chosen, folder / "state.safetensors", budget=given.budget_s)
-    if not facts["done"]:
-        print(f"stopped at step {facts['step']:,} of {chosen.steps:,}; the same command goes on")
-        return 0
-    written = card.export(net, tokenizer, chosen, facts, given.out)
-    print("\n".join(f"wrote     {path}" for path in written))
-    return 0
+    net, tokenizer, facts = loop.train(chosen, folder / "state.safetensors", budget=budget)
+    return facts, lambda out: card.export(net, tokenizer, chosen, facts, out)
 
 
-def compare() -> int:
+def compare(_) -> list[Path]:
     """Stores the few-record comparison of the embedded weights as <name>.transfer.json and writes the card anew."""
     import json
 
@@ -75,8 +41,12 @@ def compare() -> int:
 
     stored = WEIGHTS / f"{NAME}.transfer.json"
     put(stored, (json.dumps(transfer.compare(NAME), indent=1) + "\n").encode())
-    print(f"wrote     {stored}\nwrote     {card.write(WEIGHTS, NAME)}")
-    return 0
+    return [stored, card.write(WEIGHTS, NAME)]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    compares = "few records: embedded weights against scratch"
+    return command(__doc__, "text", WEIGHTS, lambda _: recipe(), train, compare, compares=compares, arguments=arguments)
 
 
 if __name__ == "__main__":

@@ -10,8 +10,9 @@ segresnet_mini.safetensors (keys of MONAI's `SegResNet`), .json (its options) an
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
+
+from core.recipe import command
 
 WEIGHTS = Path(__file__).resolve().parent / "weights"
 NAMES = {"mini": "segresnet_mini"}
@@ -24,53 +25,35 @@ def recipe(which: str):
     return {"mini": Recipe("segresnet_mini", steps=2000)}[which]
 
 
-def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m domains.vision_medical.pretrain", description=__doc__.splitlines()[0]
-    )
-    parser.add_argument("which", nargs="?", default="mini", choices=sorted(NAMES))
-    parser.add_argument("--out", type=Path, default=WEIGHTS, help="folder of the three files (default: the package's)")
-    parser.add_argument("--state", type=Path, help="folder of the resumable state (default: outputs/pretrain/<name>)")
-    parser.add_argument("--steps", type=int, help="instead of the recipe's")
-    parser.add_argument("--budget-s", type=float, help="stop after so many seconds, with the state saved")
-    parser.add_argument("--compare", action="store_true", help="few patients: adapters against scratch, into the card")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=1)
-    given = parser.parse_args(arguments)
+def train(which: str, chosen, folder: Path, budget: float | None):
+    from domains.vision_medical.pretraining import card, loop
 
-    from core.errors import PeftError
-
-    try:
-        return run(given)
-    except PeftError as error:
-        print(error)
-        return error.code
+    print(f"{chosen.name}  {chosen}", flush=True)
+    net, facts = loop.train(chosen, folder / "state.safetensors", budget=budget)
+    return facts, lambda out: card.export(net, chosen, facts, out)
 
 
-def run(given: argparse.Namespace) -> int:
-    from dataclasses import replace
+def compare(given) -> list[Path]:
+    from domains.vision_medical.pretraining import card, transfer
 
-    import torch
-
-    from domains.vision_medical.pretraining import card, loop, transfer
-
-    torch.set_num_threads(given.threads)
     name = NAMES[given.which]
     folder = given.state or Path("outputs", "pretrain", name)
-    if given.compare:
-        stored = transfer.compare(name, folder / "compare", given.out)
-        print(f"wrote     {stored}\nwrote     {card.write(given.out, name)}")
-        return 0
-    chosen = recipe(given.which)
-    chosen = replace(chosen, seed=given.seed, steps=given.steps or chosen.steps)
-    print(f"{name}  {chosen}", flush=True)
-    net, facts = loop.train(chosen, folder / "state.safetensors", budget=given.budget_s)
-    if not facts["done"]:
-        print(f"stopped at step {facts['step']:,} of {chosen.steps:,}; the same command goes on")
-        return 0
-    written = card.export(net, chosen, facts, given.out)
-    print("\n".join(f"wrote     {path}" for path in written))
-    return 0
+    return [transfer.compare(name, folder / "compare", given.out), card.write(given.out, name)]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    return command(
+        __doc__,
+        "vision_medical",
+        WEIGHTS,
+        recipe,
+        train,
+        compare,
+        names=NAMES,
+        default="mini",
+        compares="few patients: adapters against scratch, into the card",
+        arguments=arguments,
+    )
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from core.pretraining import put
+from core.pretraining import optimiser_row, put, shipped, write_card
 from domains.protein.pretraining.corpus import Corpus
 from domains.protein.pretraining.loop import Pretraining, Recipe, evaluate
 
@@ -54,12 +54,10 @@ def export(
 
 def write(folder: Path, name: str) -> Path:
     """<name>.md from the metadata of the tensors and, if it is there, the few-label comparison."""
-    from safetensors import safe_open
+    from domains.protein.pretraining.transfer import table
 
     path = folder / f"{name}.safetensors"
-    with safe_open(path, "pt") as stored:
-        notes = {key: json.loads(value) for key, value in stored.metadata().items()}
-        parameters = sum(stored.get_tensor(key).numel() for key in stored.keys())
+    notes, parameters = shipped(path)
     recipe, facts, figures = notes["recipe"], notes["facts"], notes["figures"]
     command = f"python -m domains.protein.pretrain {name.removeprefix('esm2_')}"
     lines = [
@@ -76,8 +74,7 @@ def write(folder: Path, name: str) -> Path:
         f"| trained | {facts['step']:,} of {recipe['steps']:,} steps of {recipe['batch']} crops of up to "
         f"{recipe['crop']} residues, {facts['seconds']:,.0f} s on one thread of a shared CPU |",
         f"| objective | {_objective(recipe)} |",
-        f"| optimiser | AdamW (.9, .98), decay .01, lr {recipe['lr']}, {recipe['warmup']} steps warm-up, linear decay "
-        f"over the last {100 * recipe['decay']:.0f} % |",
+        optimiser_row(recipe),
         *(f"| {key} | {_shown(value)} |" for key, value in notes["corpus"].items()),
         f"| data | {SOURCES[name]} |",
         f"| sha256 | `{hashlib.sha256(path.read_bytes()).hexdigest()}` |",
@@ -95,14 +92,7 @@ def write(folder: Path, name: str) -> Path:
                 f"| {figures[f'{task} loss, frequencies alone']:.3f} | {figures[f'{task} perplexity']:.2f} "
                 f"| {figures[f'{task} items']:,} |"
             )
-    compared = folder / f"{name}.transfer.json"
-    if compared.is_file():
-        from domains.protein.pretraining.transfer import table
-
-        lines += ["", "## What it gains over scratch", "", *table(json.loads(compared.read_text()))]
-    target = folder / f"{name}.md"
-    put(target, "\n".join([*lines, ""]).encode())
-    return target
+    return write_card(folder, name, lines, table)
 
 
 def _objective(recipe: dict[str, Any]) -> str:

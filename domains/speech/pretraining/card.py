@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import nn
 
-from core.pretraining import put
+from core.pretraining import optimiser_row, put, shipped, write_card
 
 TITLES = {
     "acoustic_mini": "A FastSpeech for the speech twin's world, of no use on real speech.",
@@ -59,12 +59,10 @@ def export(
 
 def write(folder: Path, name: str) -> Path:
     """<name>.md from the metadata of the tensors and, if it is there, the comparison on a new speaker."""
-    from safetensors import safe_open
+    from domains.speech.pretraining.transfer import table
 
     path = folder / f"{name}.safetensors"
-    with safe_open(path, "pt") as stored:
-        notes = {key: json.loads(value) for key, value in stored.metadata().items()}
-        parameters = sum(stored.get_tensor(key).numel() for key in stored.keys())
+    notes, parameters = shipped(path)
     settings = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
     recipe, facts, mel = notes["recipe"], notes["facts"], settings["recipe"]
     shape = ", ".join(f"{key} {value}" for key, value in settings["shape"].items())
@@ -81,8 +79,7 @@ def write(folder: Path, name: str) -> Path:
         f"{mel['fmin']:.0f} to {mel['fmax']:,.0f} Hz, {mel['log']} logarithm |",
         f"| trained | {facts['step']:,} steps of {recipe['batch']} utterances, {facts['seconds']:,.0f} s on one thread "
         "of a shared CPU |",
-        f"| optimiser | AdamW (.9, .98), decay .01, lr {recipe['lr']}, {recipe['warmup']} steps warm-up, linear decay "
-        f"over the last {100 * recipe['decay']:.0f} % |",
+        optimiser_row(recipe),
         *(f"| {key} | {_shown(value)} |" for key, value in notes["corpus"].items()),
         f"| data | {SOURCES.get(name, '')} |",
         f"| sha256 | `{hashlib.sha256(path.read_bytes()).hexdigest()}` |",
@@ -95,15 +92,7 @@ def write(folder: Path, name: str) -> Path:
         "| --- | --- |",
         *(f"| {key}{_unit(key)} | {value:.3f} |" for key, value in notes["figures"].items()),
     ]
-    compared = folder / f"{name}.transfer.json"
-    if compared.is_file():
-        from domains.speech.pretraining.transfer import table
-
-        lines += ["", "## What it is worth", ""]
-        lines += table(json.loads(compared.read_text(encoding="utf-8")))
-    target = folder / f"{name}.md"
-    put(target, "\n".join([*lines, ""]).encode())
-    return target
+    return write_card(folder, name, lines, table, title="What it is worth")
 
 
 def _unit(key: str) -> str:

@@ -12,7 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from core.pretraining import put
+from core.pretraining import optimiser_row, put, shipped, write_card
 
 UNWRITTEN = ("transformers_version", "use_cache", "dtype")
 
@@ -39,12 +39,10 @@ def export(net: Any, tokenizer: Any, recipe: Any, facts: dict[str, Any], folder:
 
 def write(folder: Path, name: str) -> Path:
     """<name>.md from the metadata of the tensors and, if it is there, the few-record comparison."""
-    from safetensors import safe_open
+    from domains.text.pretraining.transfer import table
 
     path = folder / f"{name}.safetensors"
-    with safe_open(path, "pt") as stored:
-        notes = {key: json.loads(value) for key, value in stored.metadata().items()}
-        parameters = sum(stored.get_tensor(key).numel() for key in stored.keys())
+    notes, parameters = shipped(path)
     recipe, facts, corpus, figures = (notes[key] for key in ("recipe", "facts", "corpus", "figures"))
     shown = notes["curve"][:: max(1, len(notes["curve"]) // 8)]
     shown += [notes["curve"][-1]] * (shown[-1] != notes["curve"][-1])
@@ -62,8 +60,7 @@ def write(folder: Path, name: str) -> Path:
         f"| trained | {facts['step']:,} of {recipe['steps']:,} steps of {recipe['batch']} texts, "
         f"{facts['seconds']:,.0f} s on one thread of a shared CPU |",
         "| objective | next token of the completion and its end, from a record in any order |",
-        f"| optimiser | AdamW (.9, .98), decay .01, lr {recipe['lr']}, {recipe['warmup']} steps warm-up, linear decay "
-        f"over the last {100 * recipe['decay']:.0f} % |",
+        optimiser_row(recipe),
         *(f"| {key} | {value:,} |" for key, value in corpus.items()),
         "| data | Made at run time from a seed (`domains/text/data/world.py`); no file, no licence. |",
         f"| sha256 | `{hashlib.sha256(path.read_bytes()).hexdigest()}` |",
@@ -83,11 +80,4 @@ def write(folder: Path, name: str) -> Path:
         "| loss | " + " | ".join(f"{c['loss']:.3f}" for c in shown) + " |",
         "| syllables | " + " | ".join(f"{c['copied']:.3f}" for c in shown) + " |",
     ]
-    compared = folder / f"{name}.transfer.json"
-    if compared.is_file():
-        from domains.text.pretraining.transfer import table
-
-        lines += ["", "## What it gains over scratch", "", *table(json.loads(compared.read_text(encoding="utf-8")))]
-    target = folder / f"{name}.md"
-    put(target, "\n".join([*lines, ""]).encode())
-    return target
+    return write_card(folder, name, lines, table)

@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import nn
 
-from core.pretraining import put
+from core.pretraining import optimiser_row, put, shipped, write_card
 from domains.vision_medical.pretraining.loop import HELD, Recipe, evaluate, held_out, place_alone
 from domains.vision_medical.pretraining.network import CLASSES, OPTIONS
 
@@ -43,12 +43,10 @@ def export(net: nn.Module, recipe: Recipe, facts: dict[str, Any], folder: Path) 
 
 def write(folder: Path, name: str) -> Path:
     """<name>.md from the metadata of the tensors and, if it is there, the comparison with scratch."""
-    from safetensors import safe_open
+    from domains.vision_medical.pretraining.transfer import table
 
     path = folder / f"{name}.safetensors"
-    with safe_open(path, "pt") as stored:
-        notes = {key: json.loads(value) for key, value in stored.metadata().items()}
-        parameters = sum(stored.get_tensor(key).numel() for key in stored.keys())
+    notes, parameters = shipped(path)
     recipe, facts, figures, place = notes["recipe"], notes["facts"], notes["figures"], notes["place alone"]
     lines = [
         f"# {name}",
@@ -63,8 +61,7 @@ def write(folder: Path, name: str) -> Path:
         f"| trained | {facts['step']:,} steps of {recipe['batch']} slices of 64 x 64, every slice another patient and "
         f"another contrast, {facts['seconds']:,.0f} s on one thread of a shared CPU |",
         "| objective | five organs and background; lesions and cysts are in half of the patients and not asked |",
-        f"| optimiser | AdamW (.9, .98), decay .01, lr {recipe['lr']}, {recipe['warmup']} steps warm-up, linear decay "
-        f"over the last {100 * recipe['decay']:.0f} % |",
+        optimiser_row(recipe),
         f"| data | Made at run time from a seed, world {recipe['world']} (`domains/vision_medical/data/world.py`); no "
         "file, no licence. |",
         f"| sha256 | `{hashlib.sha256(path.read_bytes()).hexdigest()}` |",
@@ -82,14 +79,7 @@ def write(folder: Path, name: str) -> Path:
         + ", ".join(f"{c['step']:,} {c['Dice']:.3f}" for c in notes["curve"] if c["step"] in _told(notes["curve"]))
         + ".",
     ]
-    compared = folder / f"{name}.transfer.json"
-    if compared.is_file():
-        from domains.vision_medical.pretraining.transfer import table
-
-        lines += ["", "## What it gains over scratch", "", *table(json.loads(compared.read_text()))]
-    target = folder / f"{name}.md"
-    put(target, "\n".join([*lines, ""]).encode())
-    return target
+    return write_card(folder, name, lines, table)
 
 
 def _told(curve: list[dict[str, Any]]) -> set[int]:
