@@ -1,21 +1,11 @@
-"""The notebooks run from top to bottom, in a kernel of their own."""
-
-from pathlib import Path
+"""The notebooks run from top to bottom."""
 
 import pytest
 
-nbformat = pytest.importorskip("nbformat")
-nbclient = pytest.importorskip("nbclient")
-pytest.importorskip("ipykernel")
-NOTEBOOKS = sorted(Path(__file__).parents[3].glob("domains/protein/notebooks/*.ipynb"))
+from tests import notebooks
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", notebooks.of("protein"), ids=lambda p: p.stem)
 def test_notebook(path, tmp_path, monkeypatch):
-    monkeypatch.setenv("NOTEBOOK_STEPS", "4")
-    monkeypatch.setenv("NOTEBOOK_OUT", str(tmp_path))
-    notebook = nbformat.read(path, as_version=4)
-    root = Path(__file__).parents[3]
-    nbclient.NotebookClient(notebook, timeout=240, resources={"metadata": {"path": str(root)}}).execute()
-    assert (tmp_path / "lora" / "card.html").is_file()
+    notebooks.execute(path, tmp_path, monkeypatch)
     assert (tmp_path / "new.csv").read_text().count("\n") >= 3
