@@ -91,6 +91,13 @@ class DataError(PeftError):
     code, kind = 3, "data"
 
 
+def refuse(problems: list[Problem], where: str = "data", shown: int = 12) -> None:
+    """Raises one DataError with the first findings and the number of the others; nothing to say is no error."""
+    if problems:
+        rest = [Problem(where, f"{len(problems) - shown} more findings")] if len(problems) > shown else []
+        raise DataError(problems=[*problems[:shown], *rest])
+
+
 class AdapterError(PeftError):
     code, kind = 4, "adapter"
 

@@ -38,6 +38,46 @@ def classification(truth: Sequence[int], probabilities: Sequence[Sequence[float]
     }
 
 
+def class_row(
+    classes: Sequence[str], identity: str, probabilities: Sequence[float], truth: int | None
+) -> dict[str, Any]:
+    """A prediction row of one item. Two classes: truth 0 or 1, prediction the probability of the second; more: both are
+    names. `probabilities` in the order of the classes, always."""
+    binary = len(classes) == 2
+    row = {
+        "id": identity,
+        "prediction": probabilities[1] if binary else named(classes, probabilities),
+        "probabilities": list(probabilities),
+    }
+    return row if truth is None else {**row, "truth": truth if binary else classes[truth]}
+
+
+def named(classes: Sequence[str], probabilities: Sequence[float]) -> str:
+    """The likeliest class; of equals the first."""
+    return classes[max(range(len(probabilities)), key=probabilities.__getitem__)]
+
+
+def score_classes(rows: list[dict[str, Any]], classes: Sequence[str], headline_name: str) -> dict[str, Metric]:
+    """What `classification` gives over `class_row`s, the headline first and with its interval. With more than two
+    classes each row's `score` is its share of the balanced accuracy."""
+    k = len(classes)
+    truth = [row["truth"] if k == 2 else classes.index(row["truth"]) for row in rows]
+    found = classification(truth, [row["probabilities"] for row in rows], k)
+    if k > 2:
+        share_recall(rows, truth)
+    out = {key: Metric(value, n=len(rows)) for key, value in found.items()}
+    first = out.pop(headline_name)._replace(ci95=headline(headline_name, rows))
+    return {headline_name: first, **out}
+
+
+def share_recall(rows: list[dict[str, Any]], truth: Sequence[int]) -> None:
+    """`score` = right / (classes that occur * relative frequency of the row's class): its mean over rows is the
+    balanced accuracy."""
+    frequency = {t: truth.count(t) / len(truth) for t in set(truth)}
+    for row, t in zip(rows, truth, strict=True):
+        row["score"] = (row["prediction"] == row["truth"]) / (len(frequency) * frequency[t])
+
+
 def _recall(truth, chosen) -> float:
     """Mean over the classes that occur of the share found; torchmetrics counts absent classes as 0."""
     return float(np.mean([(chosen[truth == c] == c).double().mean().item() for c in truth.unique()]))

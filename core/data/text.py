@@ -8,10 +8,11 @@ from __future__ import annotations
 import csv
 import gzip
 import io
+import json
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from core.errors import DataError, Problem, did_you_mean
 from core.paths import locate
@@ -105,6 +106,26 @@ def read_table(path: str, delimiter: str | None = None) -> Table:
         faults.add(None, "", "a header and no rows", "at least one row")
     faults.check()
     return Table(file, columns, rows)
+
+
+def json_lines(text: str, faults: Faults) -> Iterator[tuple[int, Any]]:
+    """(line, value) of every line that is JSON; other lines that are not empty are faults."""
+    for line, content in enumerate(text.split("\n"), 1):  # a text may hold what Unicode calls a line break
+        if content.strip():
+            try:
+                yield line, json.loads(content)
+            except ValueError as error:
+                faults.add(line, "", f"not JSON: {error}", "one object per line")
+
+
+def refuse_repeated_ids(file: str, rows: list[dict[str, Any]]) -> None:
+    """DataError that lists every row whose `id` an earlier row has; `line` says where a row begins."""
+    faults, first = Faults(file), {}
+    for row in rows:
+        line = first.setdefault(row["id"], row["line"])
+        if line != row["line"]:
+            faults.add(row["line"], "id", f"`{row['id']}` again", f"each id once (first in line {line})")
+    faults.check()
 
 
 def require(table: Table, columns: Iterable[tuple[str, str]]) -> None:

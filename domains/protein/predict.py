@@ -24,9 +24,8 @@ def read(path: Path, data: Mapping[str, Any] | None = None) -> list[dict[str, An
     data   the run's `data` config; None reads `sequence` and `id` columns
     DataError   as the readers of domains.protein.data; repeated ids
     """
-    from core.data.text import read_text
+    from core.data.text import read_text, refuse_repeated_ids
     from domains.protein.data.fasta import unlabelled
-    from domains.protein.data.proteins import refuse_repeated_ids
 
     source = {key: value for key, value in (data or {}).items() if value is not None}
     file, text = read_text(str(path))

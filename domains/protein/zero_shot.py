@@ -11,7 +11,6 @@ changes the scale of everything that is left. Of a site-independent model both m
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any, Literal
 
 import numpy as np
@@ -20,6 +19,7 @@ from torch import Tensor
 
 from core.contracts import Backbone
 from core.errors import UnsupportedError
+from core.modes import resting
 
 Marginal = Literal["masked", "wildtype"]
 
@@ -74,7 +74,7 @@ def log_probabilities(
     if not positions:
         return torch.empty(0, 0)
     if not masked:
-        with frozen(backbone):
+        with resting(backbone):
             output = backbone(_to(backbone, backbone.tokenizer([sequence])))
             return output.logits[output.mask].float().log_softmax(-1).cpu()[list(positions)]
     return torch.cat([part for _, part in _hidden(backbone, [(sequence, p) for p in positions], batch)])
@@ -105,7 +105,7 @@ def hide(tokens: Tensor, residues: Tensor, positions: Sequence[int], mask: int) 
 
 def _hidden(backbone: Backbone, wanted: Sequence[tuple[str, int]], batch: int) -> Iterator[tuple[Tensor, Tensor]]:
     """(token index, log p of the vocabulary there) of copies with one residue hidden, in the order asked."""
-    with frozen(backbone):
+    with resting(backbone):
         for start in range(0, len(wanted), batch):
             part = wanted[start : start + batch]
             made = backbone.tokenizer([sequence for sequence, _ in part])
@@ -118,16 +118,3 @@ def _hidden(backbone: Backbone, wanted: Sequence[tuple[str, int]], batch: int) -
 def _to(backbone: Backbone, made: dict[str, Tensor]) -> dict[str, Tensor]:
     device = next(backbone.parameters()).device
     return {name: value.to(device) for name, value in made.items()}
-
-
-@contextmanager
-def frozen(backbone: Backbone):
-    """Eval mode without gradients; every module's mode is put back."""
-    modes = [(module, module.training) for module in backbone.modules()]
-    backbone.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module, mode in modes:
-            module.training = mode

@@ -7,7 +7,6 @@ txt       one prompt per line
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ def read(path: Path, data: Mapping[str, Any] | None = None) -> list[dict[str, An
     data   the run's `data` config: `prompt` and `completion` name its own keys
     DataError   not JSON, nothing to read in a row, repeated ids
     """
-    from core.data.text import Faults, read_text
+    from core.data.text import Faults, json_lines, read_text
 
     file, text = read_text(str(path))
     if not file.endswith((".jsonl", ".json", ".jsonl.gz", ".json.gz")):
@@ -32,14 +31,7 @@ def read(path: Path, data: Mapping[str, Any] | None = None) -> list[dict[str, An
     names = {"prompt": "prompt", "completion": "completion"}
     names |= {key: data[key] for key in names if data and isinstance(data.get(key), str)}
     faults, items, first = Faults(file), [], {}
-    for number, line in enumerate(text.splitlines(), 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            faults.add(number, "", f"not JSON: {error}", "one object per line")
-            continue
+    for number, row in json_lines(text, faults):
         item = _item(row, names, number)
         if item is None:
             keys = ", ".join(map(str, row)) if isinstance(row, dict) else type(row).__name__

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from typing import Any, Literal
 
-from core.data.text import Faults, read_text
+from core.data.text import Faults, json_lines, read_text
 from domains.protein.data.crop import Shortening
 from domains.protein.data.proteins import (
     Proteins,
@@ -53,16 +53,9 @@ class Jsonl(Proteins):
     def read(self) -> tuple[str, list[dict[str, Any]]]:
         file, text = read_text(self.path)
         faults, rows = Faults(file), []
-        for line, content in enumerate(text.splitlines(), 1):
-            if not content.strip():
-                continue
-            try:
-                found = json.loads(content)
-            except ValueError as error:
-                faults.add(line, "", f"not JSON: {error}", "one object per line")
-                continue
+        for line, found in json_lines(text, faults):
             if not isinstance(found, dict) or not {"id", "sequence"} <= found.keys():
-                faults.add(line, "", content[:40], "an object with `id` and `sequence`")
+                faults.add(line, "", json.dumps(found)[:40], "an object with `id` and `sequence`")
                 continue
             rows.append(self._row(faults, line, found))
         faults.check()

@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from core.contracts import Audit, Data, Split
 from core.data.splits import GIVEN
-from core.data.text import Faults
+from core.data.text import Faults, refuse_repeated_ids
 from domains.protein.data.crop import Shortening
 from domains.protein.data.residues import clean
 from domains.protein.data.splits import Splitting
@@ -88,15 +88,6 @@ class Proteins(Data):
         if split != "test" or any(item.get("sites") for item in self._items["test"]):
             return {}
         return {f"identity {name}": ids for name, ids in bands(self.identity()).items() if ids}
-
-
-def refuse_repeated_ids(file: str, rows: list[dict[str, Any]]) -> None:
-    faults, first = Faults(file), {}
-    for row in rows:
-        line = first.setdefault(row["id"], row["line"])
-        if line != row["line"]:
-            faults.add(row["line"], "id", f"`{row['id']}` again", f"each id once (first in line {line})")
-    faults.check()
 
 
 def read_sequence(faults: Faults, line: int, field: str, text: str) -> str:

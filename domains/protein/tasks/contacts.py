@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 from core.bench import measures
 from core.contracts import Backbone, Data, Metric, Output, Task
-from core.errors import Problem
-from domains.protein import metrics, zero_shot
+from core.errors import Problem, refuse
+from core.modes import resting
+from domains.protein import metrics
 from domains.protein.tasks import reading
 from domains.protein.tasks.heads import normed
 
@@ -75,7 +76,7 @@ class Contacts(Task):
                 problems.append(Problem(where, "missing", "a list of 0-based pairs"))
             elif any(len(pair) != 2 or not all(0 <= i < length for i in pair) for pair in pairs):
                 problems.append(Problem(where, "a pair outside the protein", f"positions 0..{length - 1}"))
-        reading.refuse(problems)
+        refuse(problems)
 
     def head(self, backbone: Backbone) -> nn.Module:
         return ContactHead(backbone.width, self.features, self.channels, self.kernel)
@@ -83,7 +84,7 @@ class Contacts(Task):
     def collate(self, items: list[dict[str, Any]], tokenizer: Any) -> dict[str, Any]:
         """`targets` (batch, tokens, tokens) fp32 0 or 1; `pairs` bool, True at residue pairs far enough apart."""
         crops = [item for item in items if item.get("crop")]
-        reading.refuse([Problem(f"{i['id']}: crop", "contacts of a cut protein", "whole proteins") for i in crops])
+        refuse([Problem(f"{i['id']}: crop", "contacts of a cut protein", "whole proteins") for i in crops])
         _, batch = reading.read(items, tokenizer)
         inside, width = batch["residues"], batch["tokens"].shape[1]
         apart = (torch.arange(width).unsqueeze(0) - torch.arange(width).unsqueeze(1)).abs() >= self.separation
@@ -137,7 +138,7 @@ class Contacts(Task):
         if not getattr(backbone, "contacts_trained", False):
             return None
         rows = []
-        with zero_shot.frozen(backbone):
+        with resting(backbone):
             for item in data.items("test"):
                 found = backbone.contacts(backbone.tokenizer([item["sequence"]]))[0].double().cpu().numpy()
                 row = self.row(str(item["id"]), found, item["contacts"])

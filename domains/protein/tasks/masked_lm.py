@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from core.bench import measures
 from core.contracts import Backbone, Data, Metric, Output, Task
 from core.errors import ConfigError
+from core.modes import resting
 from domains.protein import metrics, zero_shot
 from domains.protein.backbones.tokens import STANDARD
 from domains.protein.tasks import reading
@@ -99,7 +100,7 @@ class MaskedLM(Task):
     def zero_shot(self, backbone: Backbone, data: Data) -> list[dict[str, Any]] | None:
         """The frozen network on the test split, with masks from a seed of their own."""
         rows = []
-        with torch.random.fork_rng(devices=[]), zero_shot.frozen(backbone):
+        with torch.random.fork_rng(devices=[]), resting(backbone):
             torch.manual_seed(0)
             for item in data.items("test"):
                 batch = self.collate([item], backbone.tokenizer)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from core.bench import measures
 from core.contracts import Backbone, Data, Metric, Output, Task
-from core.errors import ConfigError, Problem
+from core.errors import ConfigError, Problem, refuse
 from domains.protein.tasks import reading
 from domains.protein.tasks.heads import Pool, ProteinHead, at_sites
 
@@ -49,7 +49,7 @@ class ProteinClassification(Task):
             for split, item in reading.every(data)
             if item.get("label") in (None, "") or item["label"] != item["label"]
         ]
-        reading.refuse(problems)
+        refuse(problems)
         if self.classes is None:
             self.classes = sorted({name(item["label"]) for item in data.items("train")})
         if len(self.classes) < 2:
@@ -60,9 +60,7 @@ class ProteinClassification(Task):
             self.classes.sort(key=lambda c: c == str(self.positive))
         self.metric = "auroc" if len(self.classes) == 2 else "balanced_accuracy"
         strange = [(s, i) for s, i in reading.every(data) if name(i["label"]) not in self.classes]
-        reading.refuse(
-            [Problem(f"{i['id']} ({s}): label", name(i["label"]), ", ".join(self.classes)) for s, i in strange]
-        )
+        refuse([Problem(f"{i['id']} ({s}): label", name(i["label"]), ", ".join(self.classes)) for s, i in strange])
 
     def head(self, backbone: Backbone) -> nn.Module:
         if self.classes is None:
@@ -90,30 +88,12 @@ class ProteinClassification(Task):
 
     def row(self, identity: str, probabilities: list[float], truth: int | None) -> dict[str, Any]:
         """A prediction row; the same form serves baselines."""
-        binary = len(self.classes) == 2
-        best = max(range(len(probabilities)), key=probabilities.__getitem__)
-        row = {
-            "id": identity,
-            "prediction": probabilities[1] if binary else self.classes[best],
-            "probabilities": list(probabilities),
-        }
-        if truth is not None:
-            row["truth"] = truth if binary else self.classes[truth]
-        return row
+        return measures.class_row(self.classes, identity, probabilities, truth)
 
     def score(self, rows: list[dict[str, Any]]) -> dict[str, Metric]:
         """auroc, auprc, mcc, balanced_accuracy, macro_f1, accuracy. With more than two classes each row's `score` is
         its share of the balanced accuracy: right / (classes that occur * relative frequency of its class)."""
-        k = len(self.classes)
-        truth = [row["truth"] if k == 2 else self.classes.index(row["truth"]) for row in rows]
-        found = measures.classification(truth, [row["probabilities"] for row in rows], k)
-        if k > 2:
-            frequency = {t: truth.count(t) / len(truth) for t in set(truth)}
-            for row, t in zip(rows, truth, strict=True):
-                row["score"] = (row["prediction"] == row["truth"]) / (len(frequency) * frequency[t])
-        out = {key: Metric(value, n=len(rows)) for key, value in found.items()}
-        out[self.metric] = out[self.metric]._replace(ci95=measures.headline(self.metric, rows))
-        return {self.metric: out.pop(self.metric), **out}
+        return measures.score_classes(rows, self.classes, self.metric)
 
     def baselines(self, data: Data) -> dict[str, list[dict[str, Any]]]:
         from domains.protein import baselines
@@ -146,9 +126,7 @@ def marks(items: list[dict[str, Any]], residues: Tensor, pool: Pool) -> Tensor:
     empty list is an answer: the wild type, pooled whole."""
     silent = [item for item in items if item.get("sites") is None] if pool == "sites" else []
     fix = "a table of variants as in training, or task.pool=mean"
-    reading.refuse(
-        [Problem(f"{item['id']}: sites", "none", "mutated positions, for pool=sites", fix) for item in silent]
-    )
+    refuse([Problem(f"{item['id']}: sites", "none", "mutated positions, for pool=sites", fix) for item in silent])
     return at_sites(residues, [item.get("sites") or [] for item in items])
 
 

@@ -10,7 +10,6 @@ from core.errors import DataError, Problem
 from domains.protein.data.crop import draw
 
 SPLITS = ("train", "val", "test")
-SHOWN = 12  # findings listed in full; the rest are counted
 
 
 def read(items: list[dict[str, Any]], tokenizer: Any) -> tuple[list[dict[str, Any]], dict[str, Any]]:
@@ -44,10 +43,3 @@ def check_lengths(data: Data, backbone: Backbone, *, whole: bool = False) -> Non
         raise DataError(
             problems=[Problem("sequence", f"{len(long)} too long", f"at most {limit:,} residues", fix), *found]
         )
-
-
-def refuse(problems: list[Problem]) -> None:
-    """Raises one DataError with the first findings and the number of the others."""
-    if problems:
-        rest = [Problem("data", f"{len(problems) - SHOWN} more findings")] if len(problems) > SHOWN else []
-        raise DataError(problems=problems[:SHOWN] + rest)

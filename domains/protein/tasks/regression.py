@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from core.bench import measures
 from core.contracts import Backbone, Data, Metric, Output, Task
-from core.errors import DataError, Problem
+from core.errors import DataError, Problem, refuse
 from domains.protein import metrics
 from domains.protein.tasks import reading
 from domains.protein.tasks.heads import ProteinHead
@@ -51,7 +51,7 @@ class Regression(Task):
             for split, item in reading.every(data)
             if not isinstance(item.get("label"), (int, float)) or not math.isfinite(item["label"])
         ]
-        reading.refuse(problems)
+        refuse(problems)
         values = np.array([item["label"] for item in data.items("train")], float)
         if len(values) < 2 or np.ptp(values) == 0:
             raise DataError("train: label", f"{len(values)} items, all {values[:1]}", "at least two different values")

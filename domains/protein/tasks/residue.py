@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from core.bench import measures
 from core.contracts import Backbone, Data, Metric, Output, Task
-from core.errors import ConfigError, Problem
+from core.errors import ConfigError, Problem, refuse
 from domains.protein import metrics
 from domains.protein.tasks import reading
 from domains.protein.tasks.heads import ResidueHead
@@ -66,12 +66,12 @@ class ResidueClassification(Task):
         # One protein without a label is not scored (a crop may miss its resolved part); a whole split is a fault.
         dark = [split for split in reading.SPLITS if data.items(split) and split not in labelled]
         problems += [Problem(f"split {split}: label", "no residue with a label", "at least one") for split in dark]
-        reading.refuse(problems)
+        refuse(problems)
         train = {c for item in data.items("train") for c in self._label(item)} - {metrics.UNSCORED}
         if self.classes is None:
             self.classes = "".join(sorted(train))
         strange = sorted(set(seen) - set(self.classes))
-        reading.refuse([Problem(f"{seen[c][1]}: label", c, f"classes {self.classes}") for c in strange])
+        refuse([Problem(f"{seen[c][1]}: label", c, f"classes {self.classes}") for c in strange])
         if len(self.classes) < 2:
             raise ConfigError("task.classes", self.classes, "at least two classes")
         if self.weights == "balanced":

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from core.contracts import Backbone, Data, Metric, Output, Task
-from core.errors import Problem
+from core.errors import Problem, refuse
 from domains.protein import zero_shot
 from domains.protein.tasks import reading
 from domains.protein.tasks.regression import rank_metrics, rows_of
@@ -40,7 +40,7 @@ class VariantEffect(Task):
         if self.how == "pseudo_perplexity":
             return
         allowed, fix = "a wild type of the same length", "task.how=pseudo_perplexity needs none"
-        reading.refuse(
+        refuse(
             [
                 Problem(f"{item['id']} ({split}): wildtype", repr(item.get("wildtype"))[:40], allowed, fix)
                 for split, item in reading.every(data)
@@ -56,7 +56,7 @@ class VariantEffect(Task):
         if self.how != "pseudo_perplexity":  # new input for a finished run has not met `check`
             allowed = "a wild type of the same length"
             lacking = [item for item in items if len(item.get("wildtype") or "") != len(item["sequence"])]
-            reading.refuse([Problem(f"{i['id']}: wildtype", repr(i.get("wildtype"))[:40], allowed) for i in lacking])
+            refuse([Problem(f"{i['id']}: wildtype", repr(i.get("wildtype"))[:40], allowed) for i in lacking])
         rows: dict[tuple[str, int | None], int] = {}
         asked: list[tuple[int, int, int, int, int]] = []  # item, row, residue, plus, minus
         for number, item in enumerate(items):

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from core.bench import measures
 from core.contracts import Backbone, Data, Metric, Output, Task
-from core.errors import ConfigError, DataError, Problem
+from core.errors import ConfigError, Problem, refuse
 from domains.speech.tasks.utterances import samples_of
 
 SPLITS = ("train", "val", "test")
@@ -53,7 +53,7 @@ class Classification(Task):
             Problem(f"{item['id']} ({split}): label", repr(item.get("label")), "a class name")
             for split, item in items
             if item.get("label") in (None, "")
-        ])  # fmt: skip
+        ], "labels", 20)  # fmt: skip
         if self.classes is None:
             self.classes = sorted({str(item["label"]) for item in data.items("train")})
         if len(self.classes) < 2:
@@ -62,7 +62,7 @@ class Classification(Task):
             Problem(f"{item['id']} ({split}): label", str(item["label"]), ", ".join(self.classes))
             for split, item in items
             if str(item["label"]) not in self.classes
-        ])  # fmt: skip
+        ], "labels", 20)  # fmt: skip
         for split in SPLITS:
             for item in data.items(split)[:1]:
                 samples_of(item, backbone.tokenizer.rate)
@@ -93,17 +93,15 @@ class Classification(Task):
 
     def row(self, name: str, probabilities: list[float], truth: int | None) -> dict[str, Any]:
         """A prediction row; the same form serves baselines."""
-        best = max(range(len(probabilities)), key=probabilities.__getitem__)
-        row = {"id": name, "prediction": self.classes[best], "probabilities": list(probabilities)}
+        best = measures.named(self.classes, probabilities)
+        row = {"id": name, "prediction": best, "probabilities": list(probabilities)}
         return row if truth is None else {**row, "truth": self.classes[truth]}
 
     def score(self, rows: list[dict[str, Any]]) -> dict[str, Metric]:
         """uar with its interval, macro_f1, accuracy."""
         truth = [self.classes.index(row["truth"]) for row in rows]
         found = measures.classification(truth, [row["probabilities"] for row in rows], len(self.classes))
-        frequency = {t: truth.count(t) / len(truth) for t in set(truth)}
-        for row, t in zip(rows, truth, strict=True):
-            row["score"] = (row["prediction"] == row["truth"]) / (len(frequency) * frequency[t])
+        measures.share_recall(rows, truth)
         uar = Metric(found["balanced_accuracy"], n=len(rows), ci95=measures.headline("uar", rows))
         return {"uar": uar} | {name: Metric(found[name], n=len(rows)) for name in ("macro_f1", "accuracy")}
 
@@ -154,9 +152,3 @@ class UtteranceHead(nn.Module):
 def normed(x: Tensor) -> Tensor:
     """Zero mean, unit variance over channels, fp32: one learning rate then fits every encoder."""
     return F.layer_norm(x.float(), x.shape[-1:])
-
-
-def refuse(problems: list[Problem]) -> None:
-    if problems:
-        more = [Problem("labels", f"{len(problems) - 20} more")] if len(problems) > 20 else []
-        raise DataError(problems=[*problems[:20], *more])

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from core.data.splits import GIVEN
-from core.data.text import Faults, read_text
+from core.data.text import Faults, json_lines, read_text
 from core.errors import DataError, did_you_mean
 from core.paths import locate
 from domains.text.data.rows import KEYS, extras, kind_of, question, read_content, wanted
@@ -123,21 +123,12 @@ def objects(text: str, faults: Faults) -> Iterator[tuple[int, dict[str, Any]]]:
             return
         lines: Iterator[tuple[int, Any]] = enumerate(whole, 1)
     else:
-        lines = _parsed(text, faults)
+        lines = json_lines(text, faults)
     for line, found in lines:
         if isinstance(found, dict):
             yield line, found
         else:
             faults.add(line, "", f"{type(found).__name__} {str(found)[:30]}", "an object")
-
-
-def _parsed(text: str, faults: Faults) -> Iterator[tuple[int, Any]]:
-    for line, content in enumerate(text.split("\n"), 1):  # a text may hold what Unicode calls a line break
-        if content.strip():
-            try:
-                yield line, json.loads(content)
-            except ValueError as error:
-                faults.add(line, "", f"not JSON: {error}", "one object per line")
 
 
 def of_file(path: str, most: int = 200) -> list[dict[str, Any]]:

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from core.contracts import Audit, Data, Split
 from core.data.splits import GIVEN, Splitting
-from core.data.text import Faults
+from core.data.text import Faults, refuse_repeated_ids
 from core.errors import DataError
 from domains.text.data.rendering import Rendered, Rendering
 
@@ -169,15 +169,6 @@ def spoken(item: dict[str, Any]) -> list[str]:
     if "messages" in item:
         return [turn["content"] for turn in item["messages"]]
     return [item[key] for key in ("text", "prompt", "completion") if key in item] + list(item.get("choices", []))
-
-
-def refuse_repeated_ids(file: str, rows: list[dict[str, Any]]) -> None:
-    faults, first = Faults(file), {}
-    for row in rows:
-        place = first.setdefault(row["id"], row["line"])
-        if place != row["line"]:
-            faults.add(row["line"], "id", f"`{row['id']}` again", f"each id once (first in line {place})")
-    faults.check()
 
 
 def read_split(faults: Faults, line: int, value: Any) -> str:

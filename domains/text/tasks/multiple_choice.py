@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from core.bench import measures
 from core.contracts import Backbone, Data, Metric, Output, Task
-from core.errors import Problem
+from core.errors import Problem, refuse
 from domains.text.data.rendering import Rendering
 from domains.text.tasks import reading, retention
 
@@ -43,12 +43,12 @@ class MultipleChoice(Task):
         self.by, self.rendering = by, Rendering(max_length, too_long, "completion", chat, joint)
 
     def check(self, data: Data, backbone: Backbone) -> None:
-        reading.refuse([p for split, item in reading.every(data) for p in _faults(item, split)])
+        refuse([p for split, item in reading.every(data) for p in _faults(item, split)])
         reading.check(data, backbone, self.rendering)
 
     def collate(self, items: list[dict[str, Any]], tokenizer: Any) -> dict[str, Any]:
         """One row per choice of every item: `item` (rows,) int64; `answer` (items,) int64 where all are known."""
-        reading.refuse([p for item in items for p in _faults(item, None)])
+        refuse([p for item in items for p in _faults(item, None)])
         options = [reading.bound(self.rendering, tokenizer).options(item, tokenizer) for item in items]
         batch = reading.batch([one for several in options for one in several], tokenizer)
         batch["ids"] = [str(item["id"]) for item in items]

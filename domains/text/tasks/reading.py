@@ -6,21 +6,19 @@ labels                     (batch, tokens) int64, of a sequence-to-sequence mode
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from typing import Any
 
-import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from core.contracts import Backbone, Data, Output, Task
-from core.errors import DataError, Problem, UnsupportedError
+from core.errors import Problem, UnsupportedError, refuse
+from core.modes import resting
 from domains.text.backbones.tokens import Tokenizer, pad
 from domains.text.data.rendering import IGNORE, Rendered, Rendering
 
 SPLITS = ("train", "val", "test")
-SHOWN = 12  # findings listed in full; the rest are counted
 
 
 def batch(rendered: list[Rendered], tokenizer: Tokenizer) -> dict[str, Tensor]:
@@ -131,13 +129,6 @@ def require_prompts(data: Data, backbone: Backbone, where: str) -> None:
         raise UnsupportedError(where, "bare texts for an encoder and decoder", allowed, "backbone=hf is a causal model")
 
 
-def refuse(problems: list[Problem]) -> None:
-    """Raises one DataError with the first findings and the number of the others."""
-    if problems:
-        rest = [Problem("data", f"{len(problems) - SHOWN} more findings")] if len(problems) > SHOWN else []
-        raise DataError(problems=problems[:SHOWN] + rest)
-
-
 def refuse_unanswered(items: list[dict[str, Any]]) -> None:
     """New input for a finished run has not met `check`."""
     allowed = "prompt and completion, messages that end with the assistant, or text"
@@ -157,16 +148,3 @@ def rows(task: Task, model: Backbone, items: Sequence[dict[str, Any]], size: int
             groups = {str(item["id"]): str(item.get("group", item["id"])) for item in part}
             found += [{**row, "group": groups[row["id"]]} for row in task.infer(model, made, None)]
     return found
-
-
-@contextmanager
-def resting(model: nn.Module) -> Iterator[None]:
-    """Eval mode without gradients; every module's mode is put back."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module, mode in modes:
-            module.training = mode

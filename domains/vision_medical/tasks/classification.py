@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from core.bench import measures
 from core.contracts import Backbone, Data, Metric, Output, Task
-from core.errors import ConfigError, DataError, Problem
+from core.errors import ConfigError, DataError, Problem, refuse
 from domains.vision_medical import metrics
 from domains.vision_medical.tasks import reading
 from domains.vision_medical.tasks.heads import ImageHead
@@ -50,7 +50,7 @@ class Classification(Task):
         reading.check_images(data, backbone)
         reading.check_sizes(data, backbone)
         self.load = reading.Loading(data)
-        reading.refuse(
+        refuse(
             [
                 Problem(f"{item['id']} ({split}): label", repr(item.get("label")), "a class name")
                 for split, item in reading.every(data)
@@ -68,7 +68,7 @@ class Classification(Task):
             self.classes.sort(key=lambda c: c == str(self.positive))
         self.metric = "auroc" if len(self.classes) == 2 else "balanced_accuracy"
         allowed = ", ".join(self.classes)
-        reading.refuse(
+        refuse(
             [
                 Problem(f"{item['id']} ({split}): label", str(item["label"]), allowed)
                 for split, item in reading.every(data)
@@ -77,7 +77,7 @@ class Classification(Task):
         )
         lone = [s for s in ("val", "test") if data.items(s) and len({str(i["label"]) for i in data.items(s)}) < 2]
         if self.metric == "auroc":
-            reading.refuse([Problem(f"split {s}: label", "one class only", "both: AUROC ranks them") for s in lone])
+            refuse([Problem(f"split {s}: label", "one class only", "both: AUROC ranks them") for s in lone])
         if self.weights == "balanced":
             count = torch.tensor([max(1, labels.count(c)) for c in self.classes], dtype=torch.float32)
             self.class_weight = count.sum() / (len(count) * count)
@@ -111,16 +111,7 @@ class Classification(Task):
 
     def row(self, identity: str, probabilities: list[float], truth: int | None) -> dict[str, Any]:
         """A prediction row; the same form serves baselines."""
-        binary = len(self.classes) == 2
-        best = max(range(len(probabilities)), key=probabilities.__getitem__)
-        row = {
-            "id": identity,
-            "prediction": probabilities[1] if binary else self.classes[best],
-            "probabilities": list(probabilities),
-        }
-        if truth is not None:
-            row["truth"] = truth if binary else self.classes[truth]
-        return row
+        return measures.class_row(self.classes, identity, probabilities, truth)
 
     def score(self, rows: list[dict[str, Any]]) -> dict[str, Metric]:
         """auroc, auprc (to be read beside the prevalence), balanced_accuracy, mcc, macro_f1, accuracy, brier, ece. With
@@ -128,20 +119,14 @@ class Classification(Task):
         k = len(self.classes)
         truth = [row["truth"] if k == 2 else self.classes.index(row["truth"]) for row in rows]
         probabilities = [row["probabilities"] for row in rows]
-        found = measures.classification(truth, probabilities, k)
-        if k > 2:
-            frequency = {t: truth.count(t) / len(truth) for t in set(truth)}
-            for row, t in zip(rows, truth, strict=True):
-                row["score"] = (row["prediction"] == row["truth"]) / (len(frequency) * frequency[t])
-        out = {key: Metric(value, n=len(rows)) for key, value in found.items()}
-        out[self.metric] = out[self.metric]._replace(ci95=measures.headline(self.metric, rows))
+        out = measures.score_classes(rows, self.classes, self.metric)
         out["brier"] = Metric(metrics.brier(truth, probabilities), higher_is_better=False, n=len(rows))
         sure = [p[1] if k == 2 else max(p) for p in probabilities]
         right = truth if k == 2 else [row["prediction"] == row["truth"] for row in rows]
         out["ece"] = Metric(metrics.calibration(right, sure), higher_is_better=False, n=len(rows))
         if k == 2:
             out["prevalence"] = Metric(sum(truth) / len(truth), n=len(rows))
-        return {self.metric: out.pop(self.metric), **out}
+        return out
 
     def baselines(self, data: Data) -> dict[str, list[dict[str, Any]]]:
         from domains.vision_medical import baselines

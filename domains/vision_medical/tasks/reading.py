@@ -13,10 +13,9 @@ import numpy as np
 import torch
 
 from core.contracts import Backbone, Data
-from core.errors import ConfigError, DataError, Problem
+from core.errors import ConfigError, Problem, refuse
 
 SPLITS = ("train", "val", "test")
-SHOWN = 12  # findings listed in full; the rest are counted
 
 
 def read(items: Sequence[dict[str, Any]]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
@@ -80,10 +79,3 @@ def training_size(item: dict[str, Any]) -> tuple[int, ...]:
     """Spatial shape of an item as training sees it: of the crop, where the data crops."""
     patch = getattr(getattr(item["read"], "augment", None), "patch", None)
     return tuple(patch or item["shape"])
-
-
-def refuse(problems: list[Problem]) -> None:
-    """Raises one DataError with the first findings and the number of the others."""
-    if problems:
-        rest = [Problem("data", f"{len(problems) - SHOWN} more findings")] if len(problems) > SHOWN else []
-        raise DataError(problems=problems[:SHOWN] + rest)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from core.bench import measures
 from core.contracts import Backbone, Data, Metric, Output, Task
-from core.errors import ConfigError, DataError, Problem
+from core.errors import ConfigError, DataError, Problem, refuse
 from domains.vision_medical import masks, metrics
 from domains.vision_medical.metrics import Overlap
 from domains.vision_medical.tasks import reading
@@ -90,7 +90,7 @@ class Segmentation(Task):
             greatest = [(name, int(a["mask"].max())) for name, a in zip(batch["ids"], arrays, strict=True)]
             allowed = f"0 to {len(self.classes) - 1}: {', '.join(self.classes)}"
             strange = [(name, k) for name, k in greatest if k >= len(self.classes)]
-            reading.refuse([Problem(f"{name}: mask", f"class {k}", allowed) for name, k in strange])
+            refuse([Problem(f"{name}: mask", f"class {k}", allowed) for name, k in strange])
         batch["windows"] = len(set(batch["sizes"])) > 1 or self.window not in (None, batch["sizes"][0])
         return batch
 
