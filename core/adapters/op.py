@@ -13,6 +13,7 @@ interleaved layouts, an index.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -117,18 +118,19 @@ class Op:
 
     def gradients(self, x: Tensor, M: Tensor, g: Tensor, need_x: bool) -> tuple[Tensor | None, Tensor]:
         """(dx, dM) of `apply(x, M)` for the output gradient g; dx is None where it is not needed."""
-        with torch.enable_grad():
-            x = x.detach().requires_grad_(need_x)
-            M = M.detach().requires_grad_(True)
-            found = torch.autograd.grad(self.apply(x, M), ([x] if need_x else []) + [M], g)
-        return (found[0] if need_x else None), found[-1]
+        return _pulled_back(self.apply, x, M, g, need_x)
 
     def down_gradients(self, x: Tensor, A: Tensor, g: Tensor, need_x: bool) -> tuple[Tensor | None, Tensor]:
         """(dx, dA) of `down(x, A)`."""
-        with torch.enable_grad():
-            x, A = x.detach().requires_grad_(need_x), A.detach().requires_grad_(True)
-            found = torch.autograd.grad(self.down(x, A), ([x] if need_x else []) + [A], g)
-        return (found[0] if need_x else None), found[-1]
+        return _pulled_back(self.down, x, A, g, need_x)
+
+
+def _pulled_back(product: Callable, x: Tensor, M: Tensor, g: Tensor, need_x: bool) -> tuple[Tensor | None, Tensor]:
+    """(dx, dM) of `product(x, M)` by autograd."""
+    with torch.enable_grad():
+        x, M = x.detach().requires_grad_(need_x), M.detach().requires_grad_(True)
+        found = torch.autograd.grad(product(x, M), ([x] if need_x else []) + [M], g)
+    return (found[0] if need_x else None), found[-1]
 
 
 class _Product(Op):

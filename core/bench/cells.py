@@ -186,10 +186,6 @@ def absent(found: list[Cell], missing: list[Missing]) -> list[Missing]:
     ]
 
 
-def metric_name(record: Record) -> str:
-    return record.primary.name if record.primary else ""
-
-
 def _setting(record: Record) -> tuple:
     options = json.dumps([record.options, sorted(record.targets)], sort_keys=True)
     return record.method, options, record.lr, record.steps, record.precision, record.primary.name

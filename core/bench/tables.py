@@ -16,9 +16,7 @@ from core.errors import DataError
 def judged(found: list[Cell]) -> list[Cell]:
     """Baselines, anchors, then methods by score, each tested against probe and full; Holm over the methods."""
     trained = list(found)
-    beside = next(
-        (part for run in (run for cell in trained for run in cell.runs) if (part := cells.baselines(run))), []
-    )
+    beside = _baselines(trained)
     order = {method: place for place, method in enumerate(ANCHORS)}
     anchors = sorted((cell for cell in trained if cell.anchor), key=lambda cell: order[cell.method])
     methods = [cell for cell in trained if not cell.anchor]

@@ -142,13 +142,13 @@ def _fit(cfg, directory: Path, record: Record, module, name: str, parts, loaders
     if module.base_trains and cfg.run.test and not screen.quiet:  # later there is no base left to score
         rivals = evaluate.rivals(parts.task, parts.backbone, AsTrained(loaders), loaders.items("test"))
     if fit and not found.done:
+        if not screen.quiet:  # before any weights come back: full fine-tuning changes the base itself
+            _note_retention(folder / RETENTION, evaluate.retention(module, trainer, parts.data, cfg.seed, base=True))
         if cfg.run.resume == "weights":
             module.carry(_weights(folder), str(folder))
         if cfg.get("metric") and loaders.items("val") and not screen.quiet:
             evaluate.check_metric(module, trainer, loaders, cfg.metric.name, cfg.seed)
         before = assemble.base_digest(module.model)
-        if not screen.quiet:
-            _note_retention(folder / RETENTION, evaluate.retention(module, trainer, parts.data, cfg.seed, base=True))
         _train(trainer, module, loaders, found.path)
         if trainer.global_rank == 0:
             note_cost(folder / COST, record, cost, rehearsal, rows, trainer, module, before)

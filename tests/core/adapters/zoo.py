@@ -1,4 +1,4 @@
-"""Tiny random networks of four fields, with the roles of each: the mechanism is tested before their fields exist.
+"""Tiny random networks of four fields, with the roles of each: the mechanism is tested without them.
 
 `build(name) -> Subject`: model (seeded, eval), roles, example (args, kwargs), axes (role -> channel axis where needed).
 """

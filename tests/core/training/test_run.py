@@ -86,6 +86,8 @@ def test_a_task_that_answers_in_more_than_one_pass(method, tmp_path):
     assert record.forgetting.after != record.forgetting.before and record.forgetting.unit == "V"
     again = train(tmp_path, **changes)  # finished: scored only, and the untrained base is remembered
     assert again.forgetting == record.forgetting
+    anew = train(tmp_path, **changes, run__resume="weights")  # starts from trained weights, and asks the base first
+    assert anew.forgetting.before == record.forgetting.before
 
 
 @pytest.mark.parametrize("method", ["none.Probe", "full.Full"])
