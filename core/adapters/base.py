@@ -7,10 +7,13 @@ module, a token method the width of a virtual token. The keyword arguments of `_
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 class Factors(NamedTuple):
@@ -24,15 +27,44 @@ class Factors(NamedTuple):
     dropout: float = 0.0
 
 
-class WeightMethod(nn.Module):
+class Method(nn.Module):
+    """What all faces share. One instance per site; class methods see the instances of all sites together."""
+
+    face: ClassVar[str]
+    targets: ClassVar[tuple[str, ...]] = ()  # roles, where a config names none
+    # Tensors that legitimately receive no gradient at the start are named here; liveness then asks for the others.
+    exempt: ClassVar[tuple[str, ...]] = ()
+    # The option that `adapter.budget` solves for: a whole number, and more of it is more parameters.
+    size: ClassVar[str] = "rank"
+    # What a data-driven start looks at, gathered over a few batches before training.
+    needs: ClassVar[Literal["", "inputs", "gradients"]] = ""
+
+    @classmethod
+    def join(cls, methods: list[Self]) -> None:
+        """Called once with the methods of all sites, in network order. What sites share is tied here: one Parameter in
+        several methods is counted, trained and saved once."""
+
+    @classmethod
+    def calibrate(cls, methods: list[Self], seen: list[Tensor]) -> None:
+        """Called once before training where `needs` says so. seen[i] belongs to methods[i]:
+        "gradients": dL/dW (out, in);  "inputs": the second moment sum x^T x (in, in) of the matrix's input."""
+
+    def penalty(self) -> Tensor | None:
+        """() a term of the training loss; None: nothing."""
+        return None
+
+    @classmethod
+    def adjust(cls, methods: list[Self], step: int, steps: int) -> None:
+        """Called after every backward pass, before the optimiser's step `step` (0-based) of `steps`."""
+
+
+class WeightMethod(Method):
     """W' = weight(W). Subclasses take `W` (out, in) fp32, read only: its shape, and values where a start needs them."""
 
     face: ClassVar[str] = "weight"
     targets: ClassVar[tuple[str, ...]] = ("attn.q", "attn.v")
     # Which form is cheaper where a method has both `weight` and `output` (and no `factors`).
     order: ClassVar[Literal["weight", "output"]] = "weight"
-    # Tensors that legitimately receive no gradient at the start are named here; liveness then asks for the others.
-    exempt: ClassVar[tuple[str, ...]] = ()
 
     def weight(self, W: Tensor) -> Tensor:
         """The definition: (out, in) -> (out, in), in fp32."""
@@ -69,12 +101,12 @@ class WeightMethod(nn.Module):
         return ""
 
 
-class ActivationMethod(nn.Module):
+class ActivationMethod(Method):
     """h' = forward(h, x): h the output of a module, x its first input, both with channels on `axis`."""
 
     face: ClassVar[str] = "activation"
     targets: ClassVar[tuple[str, ...]] = ("mlp",)
-    exempt: ClassVar[tuple[str, ...]] = ()
+    size: ClassVar[str] = "size"
     reads_input: ClassVar[bool] = False  # then the constructor gets (dim, width of x)
 
     def __init__(self, dim: int, *, axis: int = -1):
@@ -85,12 +117,11 @@ class ActivationMethod(nn.Module):
         raise NotImplementedError
 
 
-class TokenMethod(nn.Module):
+class TokenMethod(Method):
     """Virtual tokens through the backbone's token port: forward() -> (tokens, dim) fp32."""
 
     face: ClassVar[str] = "token"
-    targets: ClassVar[tuple[str, ...]] = ()
-    exempt: ClassVar[tuple[str, ...]] = ()
+    size: ClassVar[str] = "tokens"
 
     def start(self, table: Tensor | None) -> None:
         """Called once. `table` (vocabulary, dim) is the network's token embedding, None where the seam has none."""
@@ -114,6 +145,7 @@ class Selection(WeightMethod):
 
     face: ClassVar[str] = "selection"
     targets: ClassVar[tuple[str, ...]] = ()
+    size: ClassVar[str] = ""
     in_place: ClassVar[bool] = False  # trains the network's own parameters: cannot be detached
     empty: ClassVar[bool] = False  # may choose nothing: only the head trains
 

@@ -94,7 +94,7 @@ class Variant:
     options: tuple = ()
 
     def __str__(self) -> str:
-        return "_".join([self.name, *(str(value) for key, value in self.options if key != "rank")])
+        return "_".join([self.name, *(str(value) for _, value in self.options if value != 2)])
 
     @property
     def cls(self) -> type[WeightMethod]:
@@ -114,7 +114,7 @@ def variants() -> list[Variant]:
     for name in methods.names():
         cls = methods.find(name)
         if cls.face == "weight":
-            small = {"rank": 2} if "rank" in methods.options(cls) else {}
+            small = {key: 2 for key, value in methods.options(cls).items() if type(value) is int and value > 2}
             found += [Variant(name, tuple({**small, **more}.items())) for more in ({}, *FURTHER.get(name, []))]
     return found
 
