@@ -82,7 +82,17 @@ def find(cfg: Mapping[str, Any]) -> list[Problem]:
         if isinstance(cfg.get(name), Mapping):
             found += _keys(name, cfg[name], schema)
             found += _nested(name, cfg[name])
-    return found + _sweep(cfg)
+    return found + _scratch(cfg) + _sweep(cfg)
+
+
+def _scratch(cfg: Mapping[str, Any]) -> list[Problem]:
+    """The anchor from random weights, with pretrained ones after all: something was composed over it."""
+    backbone = cfg.get("backbone")
+    if (cfg.get("choices") or {}).get("adapter") != "scratch" or not isinstance(backbone, Mapping):
+        return []
+    got = backbone.get("pretrained", False)
+    fix = "leave it out: set it in a backbone's preset, not in an experiment or on the command line"
+    return [Problem("backbone.pretrained", _show(got), "false with adapter=scratch", fix)] * bool(got)
 
 
 def _sweep(cfg: Mapping[str, Any]) -> list[Problem]:

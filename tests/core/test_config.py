@@ -242,3 +242,12 @@ def test_a_preset_is_left_out_with_a_tilde_not_with_null():
         compose("protein", ["sweep=null"])
     left = compose("protein", ["+experiment=her2_sapiens", "~sweep"])
     assert "methods" not in left.sweep and plain(left)["sweep"] is None  # what the experiment changed is no sweep
+
+
+def test_scratch_is_never_pretrained():
+    """An experiment that sets `backbone.pretrained` is composed over the anchor, which would be `full`."""
+    check(compose("vision_medical", ["adapter=scratch"]))
+    with pytest.raises(ConfigError) as caught:
+        check(compose("vision_medical", ["adapter=scratch", "backbone.pretrained=true"]))
+    (problem,) = caught.value.problems
+    assert problem.where == "backbone.pretrained" and "scratch" in problem.allowed
