@@ -10,9 +10,9 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 METHOD = '''
-"""HiRA.  W' = W * (1 + B A), elementwise         Hadamard high-rank adaptation, ICLR 2025, OpenReview TwJrTz9cRS
-Parameters  r (in + out) per site.   Start  B = 0, so W' = W to the bit.   Differs  nothing; no scale, as in the paper.
-Hosts       all but embeddings, where B A would be as large as W.   Shapes  W (out, in)   A (r, in)   B (out, r)
+"""Swell.  W' = W * exp(B A), elementwise         made up for this page: no sign of W ever changes
+Parameters  r (in + out) per site.   Start  B = 0, so W' = W to the bit.   Differs  nothing.
+Hosts       all.   Shapes  W (out, in)   A (r, in)   B (out, r)
 """
 import torch
 from torch import nn
@@ -20,14 +20,14 @@ from torch import nn
 from core.adapters.base import WeightMethod, kaiming
 
 
-class HiRA(WeightMethod):
+class Swell(WeightMethod):
     def __init__(self, W, *, rank: int = 32):
         super().__init__()
         self.A = nn.Parameter(kaiming(rank, W.shape[1]))
         self.B = nn.Parameter(torch.zeros(W.shape[0], rank))
 
     def weight(self, W):
-        return W * (1 + self.B @ self.A)
+        return W * torch.exp(self.B @ self.A)
 '''
 BACKBONE = '''
 """Two convolutions over residues.
@@ -74,10 +74,10 @@ class Convolutions(Backbone):
 @pytest.fixture
 def mine(tmp_path):
     """The folder: two Python files and two presets."""
-    (tmp_path / "hira.py").write_text(METHOD)
+    (tmp_path / "swell.py").write_text(METHOD)
     (tmp_path / "convolutions.py").write_text(BACKBONE)
     for group, name, text in (
-        ("adapter", "hira", "_target_: hira.HiRA\ntargets: [conv]\nrank: 4\n"),
+        ("adapter", "swell", "_target_: swell.Swell\ntargets: [conv]\nrank: 4\n"),
         ("backbone", "convolutions", "_target_: convolutions.Convolutions\nwidth: 16\nseed: ${seed}\n"),
     ):
         (tmp_path / "presets" / group).mkdir(parents=True)
@@ -91,12 +91,12 @@ def command(folder: Path, *words: str) -> subprocess.CompletedProcess:
 
 
 def test_a_method_and_a_backbone_from_outside(mine):
-    chosen = ["--config-dir", "presets", "adapter=hira", "backbone=convolutions"]
+    chosen = ["--config-dir", "presets", "adapter=swell", "backbone=convolutions"]
     small = ["data.train=6", "data.val=4", "data.test=5", "trainer.max_steps=2", "hydra.run.dir=run"]
     done = command(mine, "domains.protein.train", *chosen, *small)
     assert done.returncode == 0, done.stderr
     record = json.loads((mine / "run" / "result.json").read_text())
-    assert (record["method"], record["backbone"], record["targets"]) == ("hira", "convolutions", ["conv"])
+    assert (record["method"], record["backbone"], record["targets"]) == ("swell", "convolutions", ["conv"])
     assert record["trainable"] == 2 * 4 * (16 + 16 * 5)  # two convolutions, rank 4: A has the kernel
     assert record["certificate"]["reload_equal"] is True
     assert record["merge_error"] < 1e-5
@@ -107,12 +107,12 @@ def test_a_method_and_a_backbone_from_outside(mine):
 
 
 def test_its_options_are_checked_like_ours(mine):
-    chosen = ["--config-dir", "presets", "adapter=hira", "backbone=convolutions"]
+    chosen = ["--config-dir", "presets", "adapter=swell", "backbone=convolutions"]
     done = command(
         mine, "domains.protein.train", *chosen, "adapter.rnak=2", "adapter.targets=[attn.q]", "backbone.wdth=3"
     )
     assert done.returncode == 2
     assert "did you mean `rank`?" in done.stderr and "did you mean `width`?" in done.stderr
     assert "allowed  conv, embed" in done.stderr
-    done = command(mine, "domains.protein.train", "--config-dir", "presets", "adapter=hiraa")
-    assert done.returncode == 2 and "did you mean `hira`?" in done.stderr
+    done = command(mine, "domains.protein.train", "--config-dir", "presets", "adapter=swella")
+    assert done.returncode == 2 and "did you mean `swell`?" in done.stderr
