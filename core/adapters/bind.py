@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from core.adapters import choose
-from core.adapters.base import ActivationMethod
+from core.adapters.base import ActivationMethod, Method
 from core.adapters.hosts import op_for
 from core.adapters.seam import ADAPTERS, original, stored, switch, unswitch
 from core.adapters.sites import Site
@@ -188,6 +188,7 @@ def bind_weight(state: State, net: nn.Module, adapter: Adapter, cls, sites: list
             "a network with such parameters",
             "choose another method",
         )
+    join(state, adapter, cls)
 
 
 def install(state, net, adapter: Adapter, site: Site, path, why, method, op, shape) -> Bound:
@@ -195,7 +196,6 @@ def install(state, net, adapter: Adapter, site: Site, path, why, method, op, sha
     slot = slot_for(state, net, site, path)
     name = f"{adapter.name}|{site.role}|{len(slot.parts)}".replace(".", "/")
     slot.add(Part(adapter.name, site.role, name, op, state.batch_axis.get(site.role, 0)), method)
-    count = sum(p.numel() for p in method.parameters() if p.requires_grad)
     bound = Bound(
         site,
         path,
@@ -204,7 +204,6 @@ def install(state, net, adapter: Adapter, site: Site, path, why, method, op, sha
         shape,
         slot.key,
         name,
-        count,
     )
     adapter.bound.append(bound)
     return bound
@@ -220,3 +219,12 @@ def bind_activation(
         device = next((p.device for p in host.parameters()), torch.device("cpu"))
         why = f"output {tuple(shapes[site.path][1])}"
         install(state, net, adapter, site, "act", why, method.to(device), None, (width,))
+    join(state, adapter, cls)
+
+
+def join(state: State, adapter: Adapter, cls: type[Method]) -> None:
+    """Let the methods of all sites tie what they share, then count: a shared tensor at its first site alone."""
+    cls.join([state.method(bound) for bound in adapter.bound])
+    for bound, _, tensor in state.tensors(adapter):
+        if tensor.requires_grad:
+            bound.parameters += tensor.numel()

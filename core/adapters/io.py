@@ -70,10 +70,7 @@ def adapter_tensors(model: nn.Module, name: str) -> dict[str, Tensor]:
     if adapter.in_place:
         found = {f"{_site(key)}|full|value": t for key, t in _base_once(model).items()}
     else:
-        found = {}
-        for bound in adapter.bound:
-            tensors = state.slots[bound.slot].methods[bound.method].state_dict(keep_vars=True)
-            found |= {f"{bound.site.key}|{key}": t for key, t in tensors.items()}
+        found = {f"{bound.site.key}|{key}": t for bound, key, t in state.tensors(adapter)}
         if name in state.tokens:
             found |= {f"tokens|{key}": t for key, t in state.tokens[name].state_dict(keep_vars=True).items()}
     if name in state.heads:

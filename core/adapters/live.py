@@ -20,10 +20,7 @@ from core.errors import DeadSiteError, Problem
 
 def tensors(state: State, adapter: Adapter) -> dict[str, nn.Parameter]:
     """tensor key -> parameter of one adapter, head excluded."""
-    found = {}
-    for bound in adapter.bound:
-        for name, p in state.slots[bound.slot].methods[bound.method].named_parameters():
-            found[f"{bound.site.key}|{name}"] = p
+    found = {f"{b.site.key}|{name}": p for b, name, p in state.tensors(adapter) if isinstance(p, nn.Parameter)}
     if adapter.name in state.tokens:
         for name, p in state.tokens[adapter.name].named_parameters():
             found[f"tokens|{name}"] = p
@@ -31,20 +28,26 @@ def tensors(state: State, adapter: Adapter) -> dict[str, nn.Parameter]:
 
 
 def check_live(state: State, net: nn.Module, adapter: Adapter, example: Callable, selection: bool = False) -> None:
-    """Every site gets a gradient in both grad modes and is read in (eval, no_grad); DeadSiteError lists the others."""
+    """Every site gets a gradient in both grad modes and is read in (eval, no_grad); DeadSiteError lists the others.
+
+    A tensor that sites share is asked for once; a site without any of its own must be read in every mode."""
     wanted = {}
-    for bound in adapter.bound:
-        method = state.slots[bound.slot].methods[bound.method]
-        for name, p in method.named_parameters():
-            if p.requires_grad and name not in method.exempt:
-                wanted[f"{bound.site.key}|{name}"] = p
+    for bound, name, p in state.tensors(adapter):
+        if p.requires_grad and name not in state.method(bound).exempt:
+            wanted[f"{bound.site.key}|{name}"] = p
+    asked = {key.rsplit("|", 1)[0] for key in wanted}
+    sharing = [b for b in adapter.bound if b.site.key not in asked]
     if adapter.name in state.tokens:
         wanted |= {k: p for k, p in tensors(state, adapter).items() if k.startswith("tokens|")}
     dead: dict[str, list[str]] = {}
 
     def run(mode):
         if probe.MODES[mode][1]:
+            hits = {b.slot: state.slots[b.slot].hits for b in sharing}
             loss = probe.pseudo_loss(example())
+            for bound in sharing:
+                if state.slots[bound.slot].hits == hits[bound.slot]:
+                    dead.setdefault(bound.site.key, []).append(f"not read in {mode}")
             grads = [None] * len(wanted)
             if wanted and loss is not None:  # a network may ask for gradients itself (Wav2Vec2 in training)
                 grads = torch.autograd.grad(loss, list(wanted.values()), allow_unused=True)

@@ -7,12 +7,13 @@ is possible.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
-from core.adapters.base import WeightMethod
+from core.adapters.base import Method, WeightMethod
 from core.adapters.call import InWeightSpace, LowRank, compute_dtype, without_autocast
 from core.adapters.conv_call import LowRankConvolution, thin_pays
 from core.adapters.conv_op import ConvOp
@@ -311,3 +312,16 @@ class State(nn.Module):
         self.example = None
         self.roles: dict = {}
         self.batch_axis: dict[str, int] = {}
+
+    def method(self, bound: Bound) -> Method:
+        return self.slots[bound.slot].methods[bound.method]
+
+    def tensors(self, adapter: Adapter) -> Iterator[tuple[Bound, str, Tensor]]:
+        """(site, name in its method, parameter or persistent buffer) of one adapter's sites. What several sites share
+        is listed once, at the first of them: so it is counted once, trained once, saved once."""
+        seen = set()
+        for bound in adapter.bound:
+            for name, tensor in self.method(bound).state_dict(keep_vars=True).items():
+                if isinstance(tensor, Tensor) and id(tensor) not in seen:
+                    seen.add(id(tensor))
+                    yield bound, name, tensor

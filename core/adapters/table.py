@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -68,7 +68,7 @@ class Summary:
                     first.path,
                     first.why,
                     shape,
-                    f"{first.parameters:,}",
+                    _span([r.parameters for r in rows]),
                     f"{sum(r.parameters for r in rows):,}",
                 )
             )
@@ -92,6 +92,12 @@ class Summary:
         if self.thinned:
             text.append(f"thin    {len(self.thinned)} frozen layers keep only their weight for the backward pass")
         return "\n".join(text)
+
+
+def _span(counts: list[int]) -> str:
+    """What the sites of a role hold: less where an earlier one holds what they share."""
+    low, high = min(counts), max(counts)
+    return f"{low:,}" if low == high else f"{low:,} to {high:,}"
 
 
 @dataclass(frozen=True)
@@ -196,7 +202,7 @@ def plan(
         run = probe.Example(model, example if example is not None else model.example)
     uses = choose.watch_sites(State(), net, sites, run) if verify and cls.face in ("weight", "selection") else {}
     shapes = choose.measure(run, net, sites) if cls.face == "activation" else {}
-    skipped = []
+    skipped, every = [], []
     for site in sites:
         host = net.get_submodule(site.path)
         if cls.face == "activation":
@@ -216,6 +222,16 @@ def plan(
             own = {} if cls.face == "selection" else cls.options_for(site.role, copy.copy(merged))
             with torch.device("meta"):
                 built = cls(W, **own)
-        count = sum(p.numel() for p in built.parameters() if p.requires_grad)
-        rows.append(Row(name, site.key, site.role, kind if path == "auto" else path, why, named, shape, label, count))
+        every.append(built)
+        rows.append(Row(name, site.key, site.role, kind if path == "auto" else path, why, named, shape, label, 0))
+    cls.join(every)
+    seen: set[int] = set()
+    rows = [replace(row, parameters=_count(built, seen)) for row, built in zip(rows, every, strict=True)]
     return Summary(rows, base, 0, sum(r.parameters for r in rows), [], skipped)
+
+
+def _count(method: nn.Module, seen: set[int]) -> int:
+    """Trained numbers of one site, those left out that an earlier site has counted (`seen`)."""
+    own = {id(p): p.numel() for p in method.parameters() if p.requires_grad and id(p) not in seen}
+    seen.update(own)
+    return sum(own.values())
