@@ -33,7 +33,9 @@ class TokenPort:
     """How virtual tokens enter a network. Every field is optional: a missing one means that the seam is not offered.
 
     Seam `embeds`: the module `model` gets vectors spliced into its input embeddings, its mask and positions extended,
-    its output stripped. Seam `blocks`: tokens are spliced in before the first of `blocks` and stripped after the last.
+    its output stripped. Seam `blocks`: tokens are spliced in before the first of `blocks` and stripped after the last,
+    or in and out at each. Seam `kv`: each of `attn` makes exactly one scaled_dot_product_attention call, which gets
+    virtual keys and values in front.
     """
 
     model: str | None = None  # embeds: path of the module that owns embeddings and blocks; "" is the network itself
@@ -54,6 +56,11 @@ class TokenPort:
     wrap: str | None = None  # module whose per-token outputs `tokens_out` are collected, stripped there
     tokens_out: tuple = ()
     dim: int | None = None  # width of a virtual token: the embedding's, not always the hidden size
+    attn: str | tuple[str, ...] | None = None  # kv: glob(s) of the attention modules
+    heads: int | str = 0  # their key/value heads: a number, or the attribute where each module has it
+    head_dim: int | str = 0  # channels of a head; also a quotient of two attributes: proj.in_features/num_heads
+    outer: tuple = ()  # kv: (module path, cache keyword) that gets masks and positions; (): (model, cache)
+    flags: tuple = ()  # kv: attributes that an attention module has while tokens act: (("fused_attn", True),)
 
 
 class Backbone(nn.Module):

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from core.errors import ConfigError
+
 if TYPE_CHECKING:
     from typing_extensions import Self
 
@@ -117,16 +119,40 @@ class ActivationMethod(Method):
         raise NotImplementedError
 
 
+class KeyValues(NamedTuple):
+    """Virtual keys and values of one attention, each (heads, tokens, head_dim) with that attention's key/value heads.
+
+    gate   (heads,) times their own attention's output, added to the base's; None: in front of its keys, one softmax"""
+
+    keys: Tensor
+    values: Tensor
+    gate: Tensor | None = None
+
+
 class TokenMethod(Method):
-    """Virtual tokens through the backbone's token port: forward() -> (tokens, dim) fp32."""
+    """Virtual tokens through the backbone's token port. `seam` says where they enter, what the constructor is told, and
+    what `forward` gives, in fp32:
+
+    tokens  (dim)          forward() -> (tokens, dim)             once, in front of the embeddings or of the first block
+    deep    (dim, layers)  forward(layer) -> (tokens, dim)        anew before every block
+    kv      (shapes)       forward(layer) -> KeyValues            before every attention; shapes: [(heads, head_dim), ...]
+    """
 
     face: ClassVar[str] = "token"
     size: ClassVar[str] = "tokens"
+    seam: ClassVar[Literal["tokens", "deep", "kv"]] = "tokens"
+    shift: bool = False  # kv: real tokens' positions move up by `tokens`, where the network is given positions
+
+    def __init__(self, tokens: int):
+        super().__init__()
+        if tokens < 1:
+            raise ConfigError("adapter.tokens", tokens, "at least 1")
+        self.tokens = tokens
 
     def start(self, table: Tensor | None) -> None:
         """Called once. `table` (vocabulary, dim) is the network's token embedding, None where the seam has none."""
 
-    def forward(self) -> Tensor:
+    def forward(self, layer: int = 0) -> Tensor | KeyValues:
         raise NotImplementedError
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from core.adapters import probe
+from core.adapters import probe, tokens
 from core.adapters.bind import call_forward, name_of, release, slot_for
 from core.adapters.seam import ADAPTERS, unswitch
 from core.adapters.state import Adapter, Bound, State
@@ -65,6 +65,8 @@ def check_live(state: State, net: nn.Module, adapter: Adapter, example: Callable
         for bound in unread:
             dead.setdefault(bound.site.key, []).append(f"not read in {mode}")
 
+    if adapter.name in state.tokens:
+        run = tokens.watched(net, state.tokens[adapter.name], run, dead)
     probe.in_modes(example.model, run)
     if dead and selection and len(dead) < len(adapter.bound):
         _skip(state, net, adapter, set(dead))

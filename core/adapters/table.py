@@ -13,7 +13,7 @@ from torch import nn
 from core.adapters import choose, methods, probe, tokens
 from core.adapters.hosts import op_for
 from core.adapters.model import STATE, _untied, network, state_of, trainable
-from core.adapters.seam import original, stored
+from core.adapters.seam import stored
 from core.adapters.sites import Site, choose_targets, resolve
 from core.adapters.state import Bound, State
 
@@ -153,10 +153,9 @@ def _row(adapter: str, method: str, b: Bound) -> Row:
 
 
 def _token_row(adapter: str, label: str, model: nn.Module, method: nn.Module) -> Row:
-    _, inner, why = tokens.entry(model)
+    why, host, shape = tokens.describe(model, method)
     count = sum(p.numel() for p in method.parameters() if p.requires_grad)
-    shape = tuple(method().shape)
-    return Row(adapter, "tokens", "tokens", "token", why, original(inner).__name__, shape, label, count)
+    return Row(adapter, "tokens", "tokens", "token", why, host, shape, label, count)
 
 
 def plan(

@@ -21,9 +21,7 @@ from core.errors import ConfigError, UnsupportedError
 
 class Prompt(TokenMethod):
     def __init__(self, dim, *, tokens: int = 20, init: Literal["normal", "vocabulary"] = "normal"):
-        super().__init__()
-        if tokens < 1:
-            raise ConfigError("adapter.tokens", tokens, "at least 1")
+        super().__init__(tokens)
         if init not in ("normal", "vocabulary"):
             raise ConfigError("adapter.init", init, "normal, vocabulary")
         self.init = init

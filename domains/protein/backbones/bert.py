@@ -88,7 +88,15 @@ class ProteinBert(Backbone):
             embed="embeddings.word_embeddings",
             positions="position_ids" if self.family == "bert" else None,
             leading=1,
+            blocks=f"{self.family}.encoder.layer.*",
+            bmask="attention_mask",
+            bkind="add4d",
+            wrap=self.family,
+            tokens_out=("hidden_states",),
             dim=self.width,
+            attn=f"{self.family}.encoder.layer.*.attention.self",
+            heads="num_attention_heads",
+            head_dim="attention_head_size",
         )
         head = {"head": HEADS[self.family]} if self.speaks else {}
         self.roles = {role: pattern for role, pattern in self.roles.items() if role != "head"} | head

@@ -102,6 +102,10 @@ class HFEsm(Backbone):
             wrap="esm",
             tokens_out=("hidden_states",),
             dim=self.width,
+            attn=f"{LAYER}.attention.self",
+            heads="num_attention_heads",
+            head_dim="attention_head_size",
+            outer=("esm", None),
         )
 
     def example(self):

@@ -72,7 +72,14 @@ class ProteinT5(Backbone):
         self.net = self.net.to(getattr(torch, dtype)).eval()
         self.width, self.heads = config.d_model, config.num_heads
         self.roles = _roles(self.roles, config.is_gated_act)
-        self.token_port = TokenPort(model="encoder", embed="embed_tokens", dim=config.d_model)
+        self.token_port = TokenPort(
+            model="encoder",
+            embed="embed_tokens",
+            dim=config.d_model,
+            attn="encoder.block.*.layer.0.SelfAttention",
+            heads="n_heads",
+            head_dim="key_value_proj_dim",
+        )
 
     def example(self):
         return (self.tokenizer(["MKVLAG", "MKW"]),), {}

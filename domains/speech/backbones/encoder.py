@@ -81,6 +81,7 @@ class SpeechEncoder(Backbone):
                 self.net = AutoModel.from_config(config).eval()
         found = profiles.find(self.net, PROFILES)
         self.roles, self.heads, self.width = found.roles, found.heads, config.hidden_size
+        self.token_port = found.port
         self.alone = config.feat_extract_norm == "group"
         shortest = 1
         for kernel, stride in zip(reversed(config.conv_kernel), reversed(config.conv_stride), strict=True):

@@ -83,7 +83,15 @@ class FastSpeech(Backbone):
             weights.fill(self.net, weights.state(tensors), prefix="", optional=(), where=str(source))
         self.width, self.heads = shape["width"], shape["heads"]
         self.tokenizer = PhoneReader(self.recipe, self.speakers)
-        self.token_port = TokenPort(blocks="encoder.*", bmask="padding", bkind="pad2d", dim=self.width)
+        self.token_port = TokenPort(
+            blocks="encoder.*",
+            bmask="padding",
+            bkind="pad2d",
+            dim=self.width,
+            attn=("encoder.*.attn", "decoder.*.attn"),
+            heads="heads",
+            head_dim="q.out_features/heads",
+        )
         self.net.eval()
 
     def example(self):

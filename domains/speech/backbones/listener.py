@@ -97,7 +97,15 @@ class Listener(Backbone):
             weights.fill(self.net, weights.state(tensors), prefix="", optional=(), where=str(source))
         self.recipe, self.width, self.heads = RECIPE, shape["width"], shape["heads"]
         self.tokenizer = SpectrumReader(RECIPE)
-        self.token_port = TokenPort(blocks="blocks.*", bmask="padding", bkind="pad2d", dim=self.width)
+        self.token_port = TokenPort(
+            blocks="blocks.*",
+            bmask="padding",
+            bkind="pad2d",
+            dim=self.width,
+            attn="blocks.*.attn",
+            heads="heads",
+            head_dim="q.out_features/heads",
+        )
 
     def example(self):
         mel = torch.linspace(0, 60, 2 * 9 * RECIPE.n_mels).sin().view(2, 9, -1)
