@@ -1,0 +1,38 @@
+"""What methods of a low-rank change share: the output form that follows from `factors`, and starts taken from W.
+
+Starts away from zero are written as an offset, W' = W + s (B A - B0 A0) with A0, B0 frozen copies of the start: the
+base stays what it is. The offset is computed as B (A - A0) + (B - B0) A0, which is zero to the bit at the start.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from core.adapters.base import Factors, WeightMethod
+
+
+class LowRankMethod(WeightMethod):
+    """Subclasses write `weight` and `factors`."""
+
+    def factors(self) -> Factors:
+        raise NotImplementedError
+
+    def output(self, x, y, op, W, b):
+        A, B, scale, _ = self.factors()
+        return y + op.up(op.down(x, A), scale * B)
+
+
+def offset(A: Tensor, B: Tensor, A0: Tensor, B0: Tensor, scale: float) -> Factors:
+    """B A - B0 A0 as one product of twice the rank."""
+    return Factors(torch.cat([A - A0, A0]), torch.cat([B, B - B0], 1), scale)
+
+
+@torch.no_grad()
+def leading(W: Tensor, rank: int, niter: int) -> tuple[Tensor, Tensor, Tensor]:
+    """U (out, rank), S (rank), Vt (rank, in) of the largest singular values: exact, or by `niter` power iterations."""
+    if niter:
+        U, S, V = torch.svd_lowrank(W, q=rank, niter=niter)
+        return U, S, V.T
+    U, S, Vt = torch.linalg.svd(W, full_matrices=False)
+    return U[:, :rank], S[:rank], Vt[:rank]

@@ -1,0 +1,295 @@
+"""Low-rank and kindred weight methods: closed form, start, count, and Hugging Face peft where it means the same."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+
+import pytest
+import torch
+from torch import nn
+
+from core.adapters import attach, methods
+from core.adapters.hosts import op_for
+from core.adapters.methods.bone import Bone
+from core.adapters.methods.hira import HiRA
+from core.adapters.methods.miss import MiSS
+from core.adapters.methods.vera import VeRA
+from tests.core.adapters.hosts_under_test import One, relative, shaken, through_output, through_weight
+from tests.core.adapters.test_counts import D, F, count
+
+# name -> options on small layers
+SMALL = {
+    "hira": dict(rank=3),
+    "vera": dict(rank=5),
+    "miss": dict(rank=4),
+    "bone": dict(rank=2),
+}
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    torch.manual_seed(0)
+
+
+# Definitions, entry by entry -----------------------------------------------------------------------------------------
+
+
+def test_hira_scales_every_entry():
+    W = torch.randn(6, 5)
+    W[2, 3] = 0
+    m = shaken(HiRA(W, rank=3), by=0.5)
+    W1, A, B = m.weight(W).detach(), m.A.detach(), m.B.detach()
+    for o in range(6):
+        for i in range(5):
+            assert abs(float(W1[o, i] - W[o, i] * (1 + (B[o] * A[:, i]).sum()))) <= 1e-6
+    assert W1[2, 3] == 0, "the change is relative"
+
+
+def test_vera_scales_a_frozen_pair():
+    W = torch.randn(6, 5)
+    m = shaken(VeRA(W, rank=7), by=0.5)
+    expected = W + torch.diag(m.b) @ m.B @ torch.diag(m.d) @ m.A
+    assert relative(m.weight(W), expected) <= 1e-6
+    assert {n for n, _ in m.named_parameters()} == {"b", "d"} and set(m.state_dict()) == {"b", "d"}
+    # He's uniform: fan `in` for A, fan `rank` for B
+    big = VeRA(torch.empty(400, 300), rank=200)
+    assert abs(float(big.A.var()) * 300 / 2 - 1) <= 0.02 and abs(float(big.B.var()) * 200 / 2 - 1) <= 0.02
+
+
+@pytest.mark.parametrize("columns", [8, 10, 3])
+def test_miss_repeats_one_change(columns):
+    """Shards of 4 columns; the last is cut, and a matrix narrower than a shard has one."""
+    W = torch.randn(6, columns)
+    m = shaken(MiSS(W, rank=4), by=0.5)
+    r = min(4, columns)
+    assert m.D.shape == (r, 6)
+    expected = torch.stack([W[:, j] + m.D[j % r] for j in range(columns)], 1)
+    assert torch.equal(m.weight(W), expected)
+    layer, x = nn.Linear(columns, 6), torch.randn(2, 3, columns)
+    y = through_output(m, op_for(layer, "weight"), layer, x)
+    assert relative(y, x @ (layer.weight + expected - W).T + layer.bias) <= 1e-6
+
+
+def test_bone_works_in_blocks():
+    W = torch.randn(6, 8)
+    m = shaken(Bone(W, rank=2), by=0.5)
+    expected = W.clone()
+    for p in range(3):
+        for q in range(4):
+            block = W[2 * p : 2 * p + 2, 2 * q : 2 * q + 2]
+            expected[2 * p : 2 * p + 2, 2 * q : 2 * q + 2] = block + block @ m.D[p] + m.D[p]
+    assert relative(m.weight(W), expected) <= 1e-6
+
+
+# Start and count -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: nn.Linear(8, 6), lambda: nn.Conv2d(4, 8, 2, padding=1)], ids=["linear", "conv"]
+)
+@pytest.mark.parametrize("name", SMALL)
+def test_starts_at_the_base_to_the_bit(name, make):
+    layer = make().requires_grad_(False)
+    op = op_for(layer, "weight")
+    M = op.matrix(layer.weight)
+    m = methods.find(name)(M, **SMALL[name])
+    assert torch.equal(m.weight(M), M)
+    if m.output is not None:
+        x = torch.randn(2, 8) if op.linear else torch.randn(2, 4, 5, 5)
+        assert torch.equal(through_output(m, op, layer, x), layer(x))
+
+
+LLAMA = [*[(D, D)] * 4, (F, D), (F, D), (D, F)]
+
+
+@pytest.mark.parametrize(
+    ("ours", "published"),
+    [
+        (lambda: count("vera", *[(768, 768)] * 2, rank=1024, copies=12), 43_008),  # RoBERTa-base: 0.043 M
+        (lambda: count("vera", *[(1024, 1024)] * 2, rank=256, copies=24), 61_440),  # RoBERTa-large: 0.061 M
+        (lambda: count("miss", *LLAMA, rank=64, copies=32), 87_031_808),  # LLaMA-2-7B: 87.0 M
+    ],
+    ids=lambda v: str(v) if isinstance(v, int) else "",
+)  # fmt: skip
+def test_published_counts(ours, published):
+    assert ours() == published
+
+
+@pytest.mark.parametrize(
+    ("name", "formula"),
+    [
+        ("hira", lambda o, i, r: r * (o + i)),
+        ("vera", lambda o, i, r: r + o),
+        ("miss", lambda o, i, r: r * o),
+        ("bone", lambda o, i, r: r * o),
+    ],
+)
+def test_counts(name, formula):
+    for o, i in ((24, 36), (36, 24)):
+        assert count(name, (o, i), rank=6) == formula(o, i, 6)
+
+
+# Hugging Face peft ---------------------------------------------------------------------------------------------------
+
+
+def hf(config: str, host: nn.Linear, x, **options):
+    """(outputs of HF's adapter, shaken; its tensors by short name, frozen ones too)"""
+    peft = pytest.importorskip("peft")
+    model = peft.get_peft_model(One(copy.deepcopy(host)), getattr(peft, config)(target_modules=["layer"], **options))
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for p in model.parameters():
+            if p.requires_grad:
+                p += 0.1 * torch.randn(p.shape, generator=generator)
+    tensors = {}
+    for name, t in [*model.named_parameters(), *model.named_buffers()]:
+        short = name.removesuffix(".weight").removesuffix(".default").rsplit(".", 1)[-1]
+        tensors.setdefault(short, t.detach().clone())
+    return model.eval()(x).detach(), tensors
+
+
+def same(m, host, x, expected):
+    """Our method on the same layer gives HF's outputs, in both forms."""
+    op = op_for(host, "weight")
+    assert relative(expected, host(x)) > 1e-3, "HF's adapter did nothing"
+    assert relative(through_weight(m, op, host, x), expected) <= 2e-6
+    if m.output is not None:
+        assert relative(through_output(m, op, host, x), expected) <= 2e-6
+
+
+@pytest.mark.parametrize(("out", "columns"), [(8, 6), (6, 10)])
+def test_hira_equals_hf(out, columns):
+    host, x = nn.Linear(columns, out), torch.randn(3, columns)
+    expected, theirs = hf("HiraConfig", host, x, r=3)
+    m = HiRA(host.weight, rank=3)
+    m.A.data, m.B.data = theirs["hira_A"], theirs["hira_B"]
+    same(m, host, x, expected)
+
+
+@pytest.mark.parametrize(("out", "columns"), [(8, 6), (6, 10)])
+def test_vera_equals_hf(out, columns):
+    """The frozen pair too: the seed makes theirs to the bit."""
+    host, x = nn.Linear(columns, out), torch.randn(3, columns)
+    expected, theirs = hf("VeraConfig", host, x, r=16, projection_prng_key=7)
+    m = VeRA(host.weight, rank=16, projection_seed=7)
+    assert torch.equal(m.A, theirs["vera_A"]) and torch.equal(m.B, theirs["vera_B"])
+    m.b.data, m.d.data = theirs["vera_lambda_b"], theirs["vera_lambda_d"]
+    same(m, host, x, expected)
+
+
+@pytest.mark.parametrize(("columns", "rank"), [(8, 4), (10, 4), (7, 3)])
+def test_miss_equals_hf(columns, rank):
+    """Its output form, and its merged weight, where the last shard is cut too."""
+    host, x = nn.Linear(columns, 6), torch.randn(3, columns)
+    expected, theirs = hf("MissConfig", host, x, r=rank)
+    m = MiSS(host.weight, rank=rank)
+    m.D.data = theirs["miss_block"]
+    same(m, host, x, expected)
+
+
+def test_bone_equals_hf():
+    host, x = nn.Linear(8, 12), torch.randn(3, 8)
+    expected, theirs = hf("MissConfig", host, x, r=4, init_weights="bat")
+    m = Bone(host.weight, rank=4)
+    m.D.data = theirs["miss_block"]
+    same(m, host, x, expected)
+
+
+# Random projections --------------------------------------------------------------------------------------------------
+
+PROJECTED = {"vera": dict(rank=5)}
+
+
+def buffers(m):
+    return dict(m.named_buffers())
+
+
+@pytest.mark.parametrize("name", PROJECTED)
+def test_a_projection_is_shared_and_follows_its_seed(name):
+    cls, W = methods.find(name), torch.randn(8, 6)
+    one, two = cls(W, **PROJECTED[name]), cls(torch.randn(8, 6), **PROJECTED[name])
+    other = cls(W, **PROJECTED[name], projection_seed=1)
+    assert buffers(one) and set(one.state_dict()) == {n for n, _ in one.named_parameters()}, "projections are not saved"
+    for key, tensor in buffers(one).items():
+        assert tensor is buffers(two)[key], "sites of one shape share memory"
+        assert not torch.equal(tensor, buffers(other)[key])
+    pair = nn.ModuleList([one, two]).double()
+    for key, tensor in buffers(pair[0]).items():
+        assert tensor.dtype == torch.float64 and tensor is buffers(pair[1])[key], "after a move, too"
+    pair.half().float()  # values are drawn anew, not rounded back
+    for again in (pair[0], copy.deepcopy(pair)[1], pickle.loads(pickle.dumps(pair))[1], cls(W, **PROJECTED[name])):
+        assert all(torch.equal(t, buffers(cls(W, **PROJECTED[name]))[k]) for k, t in buffers(again).items())
+
+
+@pytest.mark.parametrize("name", PROJECTED)
+def test_one_projection_for_all_shapes(name):
+    """As HF has it: every site takes its part of the largest."""
+    cls, shape = methods.find(name), [10, 9]
+    m = cls(torch.randn(8, 6), **PROJECTED[name], projection_shape=shape)
+    full = cls(torch.randn(10, 9), **PROJECTED[name])
+    assert torch.equal(m.A, full.A[:, :6]) and torch.equal(m.B, full.B[:8])
+    given = {**methods.options(cls), **PROJECTED[name], "projection_shape": shape}
+    assert cls.refuses("Linear", (8, 6), given) == ""
+    assert "at least (11, 6)" in cls.refuses("Linear", (11, 6), given)
+
+
+def test_seeds_keep_their_meaning():
+    """Saved adapters name a seed: what it draws may never change."""
+    m = VeRA(torch.empty(3, 4), rank=2)
+    assert torch.allclose(m.A[0], torch.tensor([-0.0092, 0.6570, -1.0080, -0.9013]), atol=1e-4)
+
+
+# Refusals and training -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "host", "shape", "options", "said"),
+    [
+        ("hira", "Embedding", (8, 90), {}, "90 x 8"),
+        ("hira", "Linear", (8, 9), dict(rank=0), "rank 0"),
+        ("vera", "Embedding", (8, 90), {}, "use lora"),
+        ("miss", "Embedding", (8, 90), {}, "use lora"),
+        ("bone", "Embedding", (8, 90), {}, "use lora"),
+        ("bone", "Linear", (8, 12), dict(rank=3), "does not divide (8, 12) into blocks: use miss, or a divisor of 4"),
+    ],
+)
+def test_refusals_say_why_and_what_to_use(name, host, shape, options, said):
+    cls = methods.find(name)
+    assert said in cls.refuses(host, shape, {**methods.options(cls), **options})
+
+
+class Small(nn.Module):
+    """Two layers and a convolution."""
+
+    roles = {"fc": "fc*", "conv": "conv"}
+
+    def __init__(self):
+        super().__init__()
+        self.fc1, self.conv, self.fc2 = nn.Linear(8, 12), nn.Conv1d(12, 12, 3, padding=1), nn.Linear(12, 6)
+
+    def forward(self, x):
+        h = torch.tanh(self.fc1(x)).transpose(1, 2)
+        return self.fc2(torch.tanh(self.conv(h)).transpose(1, 2))
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_a_small_network_learns(name):
+    """Half of the squared error to another network's output is gone after 150 steps."""
+    net, x = Small(), torch.randn(8, 5, 8)
+    with torch.no_grad():
+        goal = copy.deepcopy(net)
+        for p in goal.parameters():
+            p += 0.15 * torch.randn_like(p)
+        y = goal(x)
+    options = {**SMALL[name], "rank": {"vera": 32}.get(name, 4 if name != "bone" else 2)}
+    attach(net, name, targets=["fc", "conv"], roles=net.roles, example=((x,), {}), seed=0, **options)
+    optimiser = torch.optim.AdamW([p for p in net.parameters() if p.requires_grad], lr=0.02, weight_decay=0)
+    losses = []
+    for _ in range(150):
+        loss = (net(x) - y).square().mean()
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        losses.append(float(loss))
+    assert losses[-1] < 0.5 * losses[0], (losses[0], losses[-1])
