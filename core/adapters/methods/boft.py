@@ -1,0 +1,70 @@
+"""BOFT.  W' = diag(c) W R^T,  R = R_m ... R_1,  each R_j = P_j^T blockdiag(...) P_j with blocks turned as in OFT
+Liu et al. 2023, arXiv 2311.06243
+Parameters  factors in (block - 1) / 2 + out per site; without `scale` no out.   Start  R = I and c = 1, so W' = W.
+Differs     P_j pairs half blocks 2^j apart, so R keeps to windows of 2^(m - 1) blocks: it is made window by window, and
+            no permutation touches x or W. Q holds upper triangles, HF peft's R whole squares of which half is used;
+            without a CUDA compiler HF trains one factor, whatever was asked. The bias is not scaled. No dropout.
+Hosts       all whose in (a convolution's channels times taps) divides into windows; no embeddings: oft with side=out.
+Shapes      W (out, in)   Q (factors, n, block (block - 1) / 2)   c (out)   R (n / 2^(factors - 1), window, window)
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from core.adapters.base import WeightMethod
+from core.adapters.call import without_autocast
+from core.adapters.rotation import cayley, divisors, in_blocks, skew
+
+
+class BOFT(WeightMethod):
+    size = "factors"
+
+    def __init__(self, W, *, block: int = 8, factors: int = 2, scale: bool = True):
+        super().__init__()
+        self.block = block
+        self.Q = nn.Parameter(W.new_zeros(factors, W.shape[1] // block, block * (block - 1) // 2))
+        self.c = nn.Parameter(W.new_ones(W.shape[0])) if scale else None
+
+    def rotation(self):
+        """(windows, window, window)"""
+        with without_autocast(self.Q):
+            blocks = cayley(skew(self.Q, self.block))
+            window = self.block << len(blocks) - 1
+            R = torch.eye(window, dtype=self.Q.dtype, device=self.Q.device).expand(
+                blocks.shape[1] * self.block // window, -1, -1
+            )
+            for j, factor in enumerate(blocks):
+                order = self.order(j, window)
+                factor = factor.unflatten(0, (len(R), -1))  # (windows, blocks in a window, block, block)
+                turned = factor @ R[:, order].unflatten(1, (-1, self.block))
+                R = turned.flatten(1, 2)[:, order.argsort()]
+            return R
+
+    def order(self, j: int, window: int):
+        """(window,) P_j: which places the blocks of factor j hold. A block is two halves, 2^j halves apart."""
+        places = torch.arange(window, device=self.Q.device)
+        return places.view(-1, 2, 1 << j, self.block // 2).transpose(1, 2).flatten() if j else places
+
+    def weight(self, W):
+        turned = in_blocks(W, self.rotation().mT)
+        return turned if self.c is None else self.c[:, None] * turned
+
+    def into(self, x):
+        return in_blocks(x, self.rotation()) if self.c is None else None
+
+    @classmethod
+    def refuses(cls, host, shape, options):
+        block, factors = options["block"], options["factors"]
+        if block < 2 or factors < 1:
+            return f"block {block}, factors {factors}: 2 or more, 1 or more"
+        if factors > 1 and block % 2:
+            return f"block {block}: even, so that later factors can pair halves; or factors=1"
+        if host == "Embedding":
+            return "it would mix rows of the table: oft with side=out turns the embedding itself"
+        window = block << factors - 1
+        if shape[1] % window:
+            fit = divisors(shape[1])
+            return f"in {shape[1]} does not divide into windows of block * 2^(factors - 1): {fit} at factors=1; or hra"
+        return ""

@@ -1,0 +1,113 @@
+"""What orthogonal methods share: a rotation of a layer's input, W x -> W R^T x, or of its output.
+
+As rows, x -> x R: a product with small blocks before the frozen layer, which then keeps nothing for backward. The other
+way, W' = W R^T with a dense gradient of W', costs as much as full fine-tuning.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from core.adapters.call import compute_dtype, without_autocast
+
+NEUMANN = 5  # terms of the series (I + Q)^-1 = I - Q + Q^2 - ..., and the product with I - Q
+
+
+def skew(v: Tensor, block: int) -> Tensor:
+    """(..., b (b - 1) / 2) -> (..., b, b) with Q = -Q^T; v is the upper triangle, row by row."""
+    rows, columns = torch.triu_indices(block, block, 1, device=v.device)
+    Q = v.new_zeros(*v.shape[:-1], block, block)
+    Q[..., rows, columns] = v
+    return Q - Q.mT
+
+
+def cayley(Q: Tensor, how: Literal["exact", "neumann"] = "exact") -> Tensor:
+    """R = (I + Q)^-1 (I - Q), orthogonal for a skew Q. `neumann` cuts the inverse's series: no longer orthogonal when
+    Q is large (|R R^T - I| = 0.4 where Q's entries are 0.2), but made of products alone."""
+    eye = torch.eye(Q.shape[-1], dtype=Q.dtype, device=Q.device)
+    if how == "exact":
+        return torch.linalg.solve(eye + Q, eye - Q)
+    inverse = eye - Q
+    for _ in range(NEUMANN - 3):
+        inverse = eye - Q @ inverse
+    return inverse - inverse @ Q
+
+
+def divisors(width: int) -> str:
+    """Blocks that fit, in words."""
+    found = [d for d in range(2, min(width, 256) + 1) if width % d == 0]
+    return f"block={' '.join(map(str, found))}" if found else "no block fits"
+
+
+def in_blocks(x: Tensor, R: Tensor) -> Tensor:
+    """x (..., n b) times blockdiag(R), R (n, b, b); in the dtype that the host computes in."""
+    dtype = compute_dtype(x, x)
+    with without_autocast(x):
+        x, R = x.to(dtype), R.to(dtype)
+        if torch.compiler.is_compiling():  # our own function would break the graph
+            return torch.einsum("...nb,nbc->...nc", x.unflatten(-1, R.shape[:2]), R).flatten(-2)
+        return _InBlocks.apply(x, R)
+
+
+class _InBlocks(torch.autograd.Function):
+    """One product per block, written where it belongs: einsum copies x first, and its own output after."""
+
+    @staticmethod
+    def forward(ctx, x, R):
+        ctx.save_for_backward(x, R)
+        return _product(x, R)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, g):
+        x, R = ctx.saved_tensors
+        dx = _product(g, R.mT) if ctx.needs_input_grad[0] else None
+        dR = torch.bmm(_blocks(x, R).mT, _blocks(g, R)) if ctx.needs_input_grad[1] else None
+        return dx, dR
+
+
+def _blocks(x: Tensor, R: Tensor) -> Tensor:
+    """(n, tokens, b), a view where x has one."""
+    return x.reshape(-1, *R.shape[:2]).transpose(0, 1)
+
+
+def _product(x: Tensor, R: Tensor) -> Tensor:
+    y = x.new_empty(x.shape)
+    torch.bmm(_blocks(x, R), R, out=y.view(-1, *R.shape[:2]).transpose(0, 1))
+    return y
+
+
+def reflected(x: Tensor, U: Tensor, V: Tensor) -> Tensor:
+    """x - (x U) V^T with thin U, V (in, r); in the dtype that the host computes in."""
+    dtype = compute_dtype(x, x)
+    with without_autocast(x):
+        x, U, V = x.to(dtype), U.to(dtype), V.to(dtype)
+        return x - (x @ U) @ V.mT if torch.compiler.is_compiling() else _Reflected.apply(x, U, V)
+
+
+class _Reflected(torch.autograd.Function):
+    """Saves x, U, V. Thin products keep (r, .) first, as on the call path."""
+
+    @staticmethod
+    def forward(ctx, x, U, V):
+        ctx.save_for_backward(x, U, V)
+        return _minus(x, U, V)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, g):
+        x, U, V = ctx.saved_tensors
+        dx = _minus(g, V, U) if ctx.needs_input_grad[0] else None
+        x2, g2 = x.reshape(-1, x.shape[-1]), g.reshape(-1, g.shape[-1])
+        dU = -((V.mT @ g2.mT) @ x2).mT
+        dV = -((U.mT @ x2.mT) @ g2).mT
+        return dx, dU, dV
+
+
+def _minus(x: Tensor, U: Tensor, V: Tensor) -> Tensor:
+    x2 = x.reshape(-1, x.shape[-1])
+    return torch.addmm(x2, x2 @ U, V.mT, alpha=-1).view(x.shape)
