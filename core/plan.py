@@ -47,9 +47,12 @@ def plan(domain: str, overrides: Sequence[str] = (), *, sites: bool = False) -> 
 def _sites(table) -> str:
     from core.cli import table as columns
 
-    rows = [(r.site, r.path, r.why, " x ".join(map(str, r.shape)), f"{r.parameters:,}", r.host) for r in table.rows]
-    total = ("total", "", "", "", f"{table.parameters:,}", f"of {table.base:,}")
-    return columns(("site", "path", "why", "out x in", "parameters", "host"), [*rows, total])
+    rows = [
+        (r.site, r.path, r.why, r.order, " x ".join(map(str, r.shape)), f"{r.parameters:,}", r.host)
+        for r in table.rows
+    ]
+    total = ("total", "", "", "", "", f"{table.parameters:,}", f"of {table.base:,}")
+    return columns(("site", "path", "why", "order", "out x in", "parameters", "host"), [*rows, total])
 
 
 def _mebibytes(count: int) -> str:

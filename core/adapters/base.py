@@ -76,11 +76,12 @@ class WeightMethod(Method):
     output: ClassVar[Callable | None] = None
     # Optional: () -> Factors, where the change is low rank; gives thin gradients.
     factors: ClassVar[Callable | None] = None
-    # Optional beside `factors`: (W) -> (out,), and weight(W) == diag(gain(W)) (W + scale * B @ A).
+    # Optional, beside `factors` or alone: (W) -> (out,), and weight(W) == diag(gain(W)) (W + scale * B @ A).
     gain: ClassVar[Callable | None] = None
 
     def into(self, x: Tensor) -> Tensor | None:
-        """x' (..., in) with W x' == weight(W) x, where the change acts on the input alone; else None."""
+        """x' (..., in) with W x' == weight(W) x, where the change acts on the input alone and moving N rows of input is
+        cheaper than the dense gradient of W'; else None."""
         return None
 
     def needs_output(self) -> bool:

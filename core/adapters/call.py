@@ -1,17 +1,13 @@
 """The call path: host and adapters in one autograd function that saves only what its own backward needs.
 
 torch keeps the input, the low-rank product and, with a materialised W', the weight as well; a hook that comes after
-the host pays a second product. Here the evaluation order follows from the shapes (N tokens, (out, in) = (o, i), rank
-r):
+the host pays a second product. Which order a site takes: core/adapters/orders.py. Of N rows of input, (out, in) =
+(o, i), rank r, `LowRank` keeps
 
-    low rank, N > 2 o i / (o + i)   merged     W' = W + s B A once, thin gradients, W' rebuilt in backward
-    low rank, fewer tokens          factored   W x, then s B (A x) added in place
-    low rank with dropout           factored   W x, then s B (A dropout(x)); the mask is kept, a byte per element
-    low rank with a gain (DoRA)     as above, then each output times its gain; keeps x and the product
-    any other change                weight     W' once, dense dW' pulled back through `weight`; saves x alone
-    any other change with dropout   output     the method's own output form
+    A is trained           x (N i), shared with every other layer on the same input; with dropout a byte per element
+    B alone is trained     h = A x (N r) instead: LoRA-FA, arXiv 2308.03303; and no gradient of A is computed
 
-`order_of` is that rule. Sources: LoRA 2106.09685; counts and timings in docs/design.md.
+and `InWeightSpace` x alone. Counts and timings: docs/design.md.
 """
 
 from __future__ import annotations
@@ -23,12 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from core.adapters.dropout import keep_mask, masked_gradients, masked_product
-
-
-def order_of(tokens: int, out: int, columns: int) -> str:
-    """'merged' or 'factored' for a low-rank change on a product with `tokens` rows."""
-    return "merged" if tokens * (out + columns) > 2 * out * columns else "factored"
+from core.adapters.dropout import keep_mask, masked_gradients, masked_input_gradient, masked_product
+from core.adapters.orders import order_of
 
 
 def compute_dtype(x: Tensor, W: Tensor) -> torch.dtype:
@@ -58,6 +50,9 @@ class LowRank(torch.autograd.Function):
         masks = [keep_mask(x2, p) if p else None for p in drops]
         ctx.ops, ctx.scales, ctx.dtype, ctx.shape = ops, scales, dtype, x.shape
         ctx.has_bias, ctx.x_dtype = b is not None, x.dtype
+        need_x, (need_A, need_B) = ctx.needs_input_grad[0], _needed(ctx)
+        # Without a gradient of any A the products h are enough, as long as they are the smaller ones.
+        ctx.lean = not any(need_A) and sum(len(A) for A in factors[::2]) < x2.shape[1]
         merged = ctx.order == "merged"
         product = (_merged(M, ops, scales, factors) if merged else M).to(dtype).T
         # Written into a tensor of the final shape: a view could not be changed in place by the network (fair-esm does).
@@ -67,44 +62,64 @@ class LowRank(torch.autograd.Function):
             torch.mm(x2, product, out=y2)
         else:
             torch.addmm(b.to(dtype), x2, product, out=y2)
-        if not merged:
-            for (op, scale, A, B), mask in zip(_parts(ops, scales, factors), masks, strict=True):
+        kept = []
+        for (op, scale, A, B), mask, wanted in zip(_parts(ops, scales, factors), masks, need_B, strict=True):
+            keep = ctx.lean and wanted
+            if not merged or keep:
                 A_ = A.to(dtype)
                 h = F.linear(x2, A_) if mask is None else masked_product(x2, mask, A_)
-                _add(y2, op, h, B.to(dtype).T, scale)
-        ctx.save_for_backward(x, W, *factors, *masks)
+                if not merged:
+                    _add(y2, op, h, B.to(dtype).T, scale)
+            kept.append(h if keep else None)
+        if ctx.lean and not need_x:
+            masks = [None] * len(masks)
+        ctx.save_for_backward(None if ctx.lean else x, W, *factors, *masks, *kept)
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx, g):
         x, W, *rest = ctx.saved_tensors
-        factors, masks = rest[: 2 * len(ctx.ops)], rest[2 * len(ctx.ops) :]
-        dtype, need = ctx.dtype, ctx.needs_input_grad
-        g2, x2 = g.reshape(-1, g.shape[-1]), x.reshape(-1, x.shape[-1]).to(dtype)
+        count, dtype, need = len(ctx.ops), ctx.dtype, ctx.needs_input_grad
+        factors, masks, kept = rest[: 2 * count], rest[2 * count : 3 * count], rest[3 * count :]
+        g2 = g.reshape(-1, g.shape[-1])
+        x2 = None if x is None else x.reshape(-1, x.shape[-1]).to(dtype)
         dx = None
         if need[0]:
             M = ctx.ops[0].full(W)
-            if ctx.order == "merged":
-                dx = g2 @ _merged(M, ctx.ops, ctx.scales, factors).to(dtype)
-            else:
-                dx = g2 @ M.to(dtype)
+            dx = g2 @ (_merged(M, ctx.ops, ctx.scales, factors) if ctx.order == "merged" else M).to(dtype)
         grads = []
-        for (op, scale, A, B), mask in zip(_parts(ctx.ops, ctx.scales, factors), masks, strict=True):
+        parts = zip(_parts(ctx.ops, ctx.scales, factors), masks, kept, *_needed(ctx), strict=True)
+        for (op, scale, A, B), mask, h, need_A, need_B in parts:
             part = op.take(g2)
             A_, B_ = A.to(dtype), B.to(dtype)
-            gB = B_.T @ part.T  # (rank, tokens)
-            if mask is not None:
-                dA, h = masked_gradients(x2, mask, A_, gB, dx, scale)
+            branch = dx if ctx.order == "factored" else None  # merged: the change is in W' already
+            gB = B_.T @ part.T if need_A or branch is not None else None  # (rank, tokens)
+            dA = None
+            if ctx.lean:
+                h = None if h is None else h.T
+                if branch is not None:
+                    if mask is None:
+                        branch.addmm_(gB.T, A_, alpha=scale)
+                    else:
+                        masked_input_gradient(branch, mask, A_, gB, scale)
+            elif mask is not None:
+                dA, h = masked_gradients(x2, mask, A_, gB if gB is not None else B_.T @ part.T, branch, scale)
             else:
-                dA, h = gB @ x2, A_ @ x2.T  # h (rank, tokens)
-                if dx is not None and ctx.order == "factored":
-                    dx.addmm_(gB.T, A_, alpha=scale)
-            grads.append(dA.to(A.dtype).mul_(scale))
-            grads.append((h @ part).to(B.dtype).mul_(scale).T)
+                dA = gB @ x2 if need_A else None
+                h = A_ @ x2.T if need_B else None  # (rank, tokens)
+                if branch is not None:
+                    branch.addmm_(gB.T, A_, alpha=scale)
+            grads.append(dA.to(A.dtype).mul_(scale) if need_A else None)
+            grads.append((h @ part).to(B.dtype).mul_(scale).T if need_B else None)
         db = g2.sum(0) if ctx.has_bias and need[2] else None
         dx = None if dx is None else dx.view(ctx.shape).to(ctx.x_dtype)
         return (dx, None, db, None, None, None, None, *grads)
+
+
+def _needed(ctx) -> tuple[tuple[bool, ...], tuple[bool, ...]]:
+    """(which A, which B) want a gradient."""
+    return ctx.needs_input_grad[7::2], ctx.needs_input_grad[8::2]
 
 
 def _parts(ops, scales, factors):

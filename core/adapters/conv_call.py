@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from core.adapters.call import order_of
+from core.adapters.conv_op import layout_of, stand_in
 from core.adapters.dropout import keep_mask
+from core.adapters.orders import order_of
 
 # Time of a product in a thin convolution over that in a square one: the forms cross between 3 and 4 (CPU, torch 2.13,
 # rank 8, 16 to 2048 channels, 1x1 to 7x7 and 3x3x3 taps).
@@ -33,48 +34,60 @@ def thin_pays(op, x: Tensor, A: Tensor, out: int) -> bool:
 
 class LowRankConvolution(torch.autograd.Function):
     """y = conv(x, W + s B A) + b.  x (batch, channels, *positions)   W as the host stores it
-    With dropout p the change sees x * mask / (1 - p); x, a byte per element of x and A * x are kept, else x alone."""
+    Kept: x where A is trained, A * x where B alone is. With dropout p the change sees x * mask / (1 - p), and a byte
+    per element of x and A * x are kept too."""
 
     @staticmethod
     def forward(ctx, x, W, b, op, scale, p, dtype, A, B):
         seen, M, mask, h = x.to(dtype), op.full(W), None, None
         positions = seen[:, 0].numel()
+        need_x, need_A, need_B = (ctx.needs_input_grad[i] for i in (0, 7, 8))
         ctx.factored = p > 0 or order_of(positions, *M.shape) == "factored"
         y = op.apply(seen, M.to(dtype) if ctx.factored else _merged(M, A, B, scale).to(dtype), b)
+        keep_h = need_B and (p > 0 or not need_A)
         if p:
             mask, scale = keep_mask(x, p), scale / (1 - p)
             seen = seen * mask
-        if ctx.factored:
+        if ctx.factored or keep_h:
             h = op.down(seen, A.to(dtype))
+        if ctx.factored:
             _up(op, y, h, B.to(dtype), scale)
-        ctx.op, ctx.scale, ctx.dtype, ctx.has_bias = op, scale, dtype, b is not None
-        ctx.save_for_backward(x, W, A, B, mask, h if p else None)
+        ctx.op, ctx.scale, ctx.dtype, ctx.has_bias, ctx.x_dtype = op, scale, dtype, b is not None, x.dtype
+        ctx.shape, ctx.layout = x.shape, layout_of(x)
+        keep_mask_ = mask if need_A or need_x else None
+        ctx.save_for_backward(x if need_A else None, W, A, B, keep_mask_, h if keep_h else None)
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx, g):
         x, W, A, B, mask, h = ctx.saved_tensors
-        op, scale, need = ctx.op, ctx.scale, ctx.needs_input_grad
-        A_, B_, seen = A.to(ctx.dtype), B.to(ctx.dtype), x.to(ctx.dtype)
-        dx = None
-        if need[0]:
+        op, scale = ctx.op, ctx.scale
+        need_x, need_A, need_B = (ctx.needs_input_grad[i] for i in (0, 7, 8))
+        A_, B_ = A.to(ctx.dtype), B.to(ctx.dtype)
+        seen = stand_in(g, ctx.shape, ctx.layout, ctx.dtype) if x is None else x.to(ctx.dtype)
+        dx = dA = dB = None
+        if need_x:
             M = op.full(W)
             dx = op.input_gradient(seen, (M if ctx.factored else _merged(M, A, B, scale)).to(ctx.dtype), g)
-        if mask is not None:
+        if mask is not None and need_A:
             seen = seen * mask
-        if h is None:
+        if h is None and need_B:
             h = op.down(seen, A_)
         parts = g.reshape(len(g), op.groups, -1, g[0, 0].numel())  # (batch, groups, out / groups, positions)
         rows = B_.view(op.groups, -1, len(A))  # (groups, out / groups, rank)
-        gh = rows.transpose(1, 2) @ parts
-        dB = (h.reshape(*gh.shape) @ parts.transpose(2, 3)).sum(0).transpose(1, 2).reshape(B.shape)
-        change, dA = op.down_gradients(seen, A_, gh.reshape(h.shape), dx is not None and ctx.factored)
-        if change is not None:
-            dx.add_(change if mask is None else change.mul_(mask), alpha=scale)
-        db = g.sum([axis for axis in range(g.ndim) if axis != 1]) if ctx.has_bias and need[2] else None
-        grads = dA.to(A.dtype).mul_(scale), dB.to(B.dtype).mul_(scale)
-        return (None if dx is None else dx.to(x.dtype), None, db, None, None, None, None, *grads)
+        if need_B:
+            hs = h.reshape(len(g), op.groups, len(A), -1)
+            dB = (hs @ parts.transpose(2, 3)).sum(0).transpose(1, 2).reshape(B.shape).to(B.dtype).mul_(scale)
+        branch = need_x and ctx.factored
+        if need_A or branch:
+            gh = (rows.transpose(1, 2) @ parts).reshape(len(g), op.groups * len(A), *g.shape[2:])
+            change, dA = op.down_gradients(seen, A_, gh, branch, need_A)
+            dA = None if dA is None else dA.to(A.dtype).mul_(scale)
+            if branch:
+                dx.add_(change if mask is None else change.mul_(mask), alpha=scale)
+        db = g.sum([axis for axis in range(g.ndim) if axis != 1]) if ctx.has_bias and ctx.needs_input_grad[2] else None
+        return (None if dx is None else dx.to(ctx.x_dtype), None, db, None, None, None, None, dA, dB)
 
 
 def _merged(M: Tensor, A: Tensor, B: Tensor, scale: float) -> Tensor:

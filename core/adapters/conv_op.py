@@ -65,17 +65,20 @@ class ConvOp(Op):
         weight = A.reshape(A.shape[0], -1, *self.kernel)
         return self._run(x, weight.repeat(self.groups, *[1] * (weight.ndim - 1)))
 
-    def down_gradients(self, x, A, g, need_x):
+    def down_gradients(self, x, A, g, need_x, need_A=True):
         if not self.plain:
             return super().down_gradients(x, A, g, need_x)
         if self.turns(x, A):
             turned = {**self.geometry, "padding": self.margin}
-            dx, dweight = _convolution_gradients(x, self._turned(A).contiguous(), g, (need_x, True), turned, True, 1)
-            return dx, dweight.transpose(0, 1).flip(list(range(2, dweight.ndim))).reshape(A.shape)
+            needed = need_x, need_A
+            dx, dweight = _convolution_gradients(x, self._turned(A).contiguous(), g, needed, turned, True, 1)
+            return dx, None if dweight is None else dweight.transpose(0, 1).flip(list(range(2, dweight.ndim))).reshape(
+                A.shape
+            )
         weight = A.reshape(A.shape[0], -1, *self.kernel)
         weight = weight.repeat(self.groups, *[1] * (weight.ndim - 1))
-        dx, dweight = _convolution_gradients(x, weight, g, (need_x, True), self.geometry, False, self.groups)
-        return dx, dweight.reshape(self.groups, *A.shape).sum(0)
+        dx, dweight = _convolution_gradients(x, weight, g, (need_x, need_A), self.geometry, False, self.groups)
+        return dx, None if dweight is None else dweight.reshape(self.groups, *A.shape).sum(0)
 
     def up(self, h, B):
         return self.conv(h, B.reshape(*B.shape, *[1] * len(self.kernel)), groups=self.groups)
@@ -137,6 +140,22 @@ class ConvTransposeOp(Op):
 
     def scale(self, y, v):
         return y * v.repeat(self.groups).view(-1, *[1] * (y.ndim - 2))
+
+
+CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
+
+
+def layout_of(x: Tensor) -> torch.memory_format | None:
+    """The channels-last format of x, which chooses torch's kernel; None where x is plainly contiguous."""
+    layout = CHANNELS_LAST.get(x.ndim)
+    return layout if layout and x.is_contiguous(memory_format=layout) and not x.is_contiguous() else None
+
+
+def stand_in(g: Tensor, shape: torch.Size, layout: torch.memory_format | None, dtype=None) -> Tensor:
+    """For an input whose values are not read, where the weight gets no gradient: one number stands for them all."""
+    if layout is None:
+        return torch.empty(1, dtype=dtype or g.dtype, device=g.device).expand(shape)
+    return torch.empty(shape, dtype=dtype or g.dtype, device=g.device, memory_format=layout)
 
 
 def _convolution_gradients(x, weight, g, needed: tuple[bool, bool], geometry, transposed, groups):

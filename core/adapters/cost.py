@@ -47,10 +47,10 @@ class Cost:
 
 
 class SavedBytes:
-    """Context manager: `.bytes` kept for the backward pass by what runs inside, `model`'s parameters left out."""
+    """Context manager: `.bytes` kept for the backward pass by what runs inside, `model`'s own tensors left out."""
 
     def __init__(self, model: nn.Module):
-        self.bytes, self._seen = 0, {_storage(p) for p in model.parameters()}
+        self.bytes, self._seen = 0, {_storage(t) for t in [*model.parameters(), *model.buffers()]}
         self._hooks = torch.autograd.graph.saved_tensors_hooks(self._pack, lambda packed: packed)
 
     def _pack(self, tensor: Tensor) -> Tensor:

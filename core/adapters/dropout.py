@@ -61,6 +61,12 @@ def masked_gradients(x, mask, A: Tensor, gB: Tensor, dx: Tensor | None, scale: f
     return dA, h
 
 
+def masked_input_gradient(dx: Tensor, mask: Tensor, A: Tensor, gB: Tensor, scale: float) -> None:
+    """dx += scale * mask * (gB.T @ A), in place."""
+    for s in _blocks(dx):
+        dx[s].add_((gB[:, s].T @ A).mul_(mask[s]), alpha=scale)
+
+
 class _DroppedDown(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, A, op, p):

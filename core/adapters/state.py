@@ -9,8 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from core.adapters.base import Method, WeightMethod
@@ -129,12 +131,22 @@ class Slot(nn.Module):
 
     def matrix(self, W: Tensor, acting: list[tuple[Part, float]]) -> Tensor:
         """The host's full matrix with every acting change in place: W + sum_i w_i (f_i(W) - W), fp32."""
-        first = acting[0][0].op
-        full = _exact(first.full(W))
-        if len(acting) == 1 and acting[0][1] == 1.0:
-            part = acting[0][0]
-            M = self.methods[part.method].weight(full if part.op.rows is None else part.op.rows.take(full, 0))
-            return M if part.op.rows is None else part.op.rows.give(full, M, 0)
+        full = _exact(acting[0][0].op.full(W))
+        if self.exact(acting):
+            rows = tuple(part.op.rows for part, _ in acting)
+            cut = pieces(rows, len(full))
+            if cut is None:  # interleaved rows
+                for part, _ in acting:
+                    own = part.op.rows.take(full, 0)
+                    full = part.op.rows.give(full, self.methods[part.method].weight(own), 0)
+                return full
+            made = [
+                full.narrow(0, start, size)
+                if which is None
+                else self.methods[acting[which][0].method].weight(full.narrow(0, start, size))
+                for start, size, which in cut
+            ]
+            return made[0] if len(made) == 1 else torch.cat(made)
         total = full
         for part, weight in acting:
             rows = part.op.rows
@@ -149,6 +161,11 @@ class Slot(nn.Module):
         self.hit()
         if self.routing.rows is not None:
             return self.mixed(host, inner, x)
+    @staticmethod
+    def exact(acting: list[tuple[Part, float]]) -> bool:
+        """Whether every change has its full weight, and output rows of its own."""
+        return all(weight == 1.0 for _, weight in acting) and apart(tuple(part.op.rows for part, _ in acting))
+
         acting = self.acting()
         return self.changed(host, inner, x, acting) if acting else inner(x)
 
@@ -160,18 +177,18 @@ class Slot(nn.Module):
         b = getattr(host, "bias", None)
         ops = [part.op for part, _ in acting]
         methods: list[WeightMethod] = [self.methods[part.method] for part, _ in acting]
-        alone = len(acting) == 1 and acting[0][1] == 1.0
-        if alone and y is None and ops[0].linear and ops[0].rows is None:
-            scaled = methods[0].into(x)
-            if scaled is not None:
-                return inner(scaled.to(x.dtype))
+        exact = self.exact(acting)
+        if y is None and (moved := inputs(ops, methods, x, exact)) is not None:
+            return inner(moved[0]) if ops[0].rows is None else _piecewise(x, W, b, ops, moved)
         if y is None and (thin := _convolved(x, W, b, acting, methods)) is not None:
             return thin
         given = y is not None and all(m.output is not None for m in methods)
-        low_rank = ops[0].linear and all(m.factors is not None and (alone or m.gain is None) for m in methods)
-        low_rank = low_rank and not torch.compiler.is_compiling()  # our own function would break the graph
-        by_output = any(m.needs_output() for m in methods) or (len(acting) == 1 and methods[0].order == "output")
-        if given or (by_output and not low_rank):
+        compiling = torch.compiler.is_compiling()  # our own functions would break the graph
+        factors = factors_of(methods) if ops[0].linear and not compiling else [None] * len(methods)
+        order = form(ops, methods, factors, tuple(ops[0].full(W).shape), exact)
+        if compiling and order == "low rank":
+            order = "output" if any(m.needs_output() for m in methods) else "weight"
+        if given or order == "output":
             y = inner(x) if y is None else y
             total = y
             for method, op, (_, weight) in zip(methods, ops, acting, strict=True):
@@ -181,12 +198,12 @@ class Slot(nn.Module):
                 total = op.give(total, change)
             return total
         dtype = compute_dtype(x, W)
-        if torch.compiler.is_compiling():  # a custom autograd function would break the graph
+        if compiling:
             whole = _whole(ops[0])
             return whole.apply(x, self.matrix(W, acting).to(dtype), b)
         with without_autocast(x):
-            if low_rank:
-                return _low_rank(x, W, b, ops, methods, [w for _, w in acting], dtype)
+            if order == "low rank":
+                return _low_rank(x, W, b, ops, methods, factors, [w for _, w in acting], dtype)
             parameters = [p for m in methods for p in m.parameters()]
             return InWeightSpace.apply(x, b, lambda: self.matrix(W, acting), _whole(ops[0]), dtype, *parameters)
 
@@ -267,6 +284,15 @@ def _exact(M: Tensor) -> Tensor:
 
 def _whole(op: Op) -> Op:
     """The same host without a row range."""
+def _piecewise(x: Tensor, W: Tensor, b: Tensor | None, ops: list[Op], moved: list[Tensor]) -> Tensor:
+    """A fused host's output, each range of rows from its own input; as many products as the host's own."""
+    M, made = ops[0].full(W), []
+    for start, size, which in pieces(tuple(op.rows for op in ops), len(M)):
+        bias = None if b is None else b.narrow(0, start, size)
+        made.append(F.linear(x if which is None else moved[which], M.narrow(0, start, size), bias))
+    return torch.cat(made, -1)
+
+
     if op.rows is None:
         return op
     whole = type(op).__new__(type(op))

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from core.adapters import choose, methods, probe, tokens
+from core.adapters import choose, methods, orders, probe, tokens
 from core.adapters.hosts import op_for
 from core.adapters.model import STATE, _untied, network, state_of, trainable
 from core.adapters.seam import stored
@@ -20,7 +20,7 @@ from core.adapters.state import Bound, State
 
 @dataclass(frozen=True)
 class Row:
-    """One site. `why` is the fact that decided the path."""
+    """One site. `why` is the fact that decided the path; `order` what it computes (core/adapters/orders.py)."""
 
     adapter: str
     site: str
@@ -31,6 +31,7 @@ class Row:
     shape: tuple[int, ...]
     method: str
     parameters: int
+    order: str = ""
 
 
 @dataclass
@@ -51,12 +52,12 @@ class Summary:
     def roles(self) -> Iterator[tuple[str, list[Row]]]:
         groups: dict[tuple, list[Row]] = {}
         for row in self.rows:
-            groups.setdefault((row.role, row.path, row.why, row.shape), []).append(row)
+            groups.setdefault((row.role, row.path, row.why, row.order, row.shape), []).append(row)
         for rows in groups.values():
             yield rows[0].role, rows
 
     def __str__(self) -> str:
-        head = ("role", "sites", "path", "why", "(out, in)", "per site", "parameters")
+        head = ("role", "sites", "path", "why", "order", "(out, in)", "per site", "parameters")
         lines = [head]
         for role, rows in self.roles():
             first = rows[0]
@@ -68,14 +69,15 @@ class Summary:
                     first.path,
                     first.why,
                     shape,
+                    first.order,
                     _span([r.parameters for r in rows]),
                     f"{sum(r.parameters for r in rows):,}",
                 )
             )
         share = f"{100 * self.trained / self.base:.2f} % of {self.base:,}" if self.base else "-"
-        lines.append(("total", str(len(self.rows)), "", "", "", "", f"{self.trained:,}"))
+        lines.append(("total", str(len(self.rows)), "", "", "", "", "", f"{self.trained:,}"))
         widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
-        right = {1, 4, 5, 6}
+        right = {1, 5, 6, 7}
         text = [
             "  ".join(
                 cell.rjust(w) if i in right else cell.ljust(w)
@@ -135,12 +137,13 @@ def summary(model: nn.Module, name: str | None = None) -> Summary:
     """The table of one adapter, or of all."""
     state = state_of(model)
     chosen = [a for a in state.adapters.values() if name is None or a.name == name]
-    rows = [_row(a.name, a.method, b) for a in chosen for b in a.bound]
+    net = network(model)
+    rows = [_row(state, net, a.name, a.method, b) for a in chosen for b in a.bound]
     rows += [_token_row(a.name, a.method, model, state.tokens[a.name]) for a in chosen if a.name in state.tokens]
     infos = adapters(model)
     return Summary(
         rows,
-        sum(p.numel() for k, p in network(model).named_parameters() if not k.startswith(f"{STATE}.")),
+        sum(p.numel() for k, p in net.named_parameters() if not k.startswith(f"{STATE}.")),
         sum(infos[a.name].head_parameters for a in chosen),
         sum(infos[a.name].parameters for a in chosen),
         list(state.thinned),
@@ -148,8 +151,13 @@ def summary(model: nn.Module, name: str | None = None) -> Summary:
     )
 
 
-def _row(adapter: str, method: str, b: Bound) -> Row:
-    return Row(adapter, b.site.key, b.site.role, b.path, b.why, b.host, b.shape, method, b.parameters)
+def _row(state: State, net: nn.Module, adapter: str, method: str, b: Bound) -> Row:
+    order, slot = "", state.slots[b.slot]
+    part = next(part for part in slot.parts if part.method == b.method)
+    if part.op is not None:
+        W = stored(net.get_submodule(b.site.path), b.site.parameter)
+        order = orders.describe(part.op, slot.methods[b.method], b.path, tuple(part.op.full(W).shape))
+    return Row(adapter, b.site.key, b.site.role, b.path, b.why, b.host, b.shape, method, b.parameters, order)
 
 
 def _token_row(adapter: str, label: str, model: nn.Module, method: nn.Module) -> Row:
@@ -216,14 +224,18 @@ def plan(
                 skipped.append(site.key)
                 continue
             op = op_for(host, site.parameter, site.rows)
-            W = op.matrix(stored(host, site.parameter).detach().to("meta"))
+            stored_ = stored(host, site.parameter).detach().to("meta")
+            W, whole = op.matrix(stored_), tuple(op.full(stored_).shape)
             shape, named = tuple(W.shape), op.kind if op.kind != "tensor" else type(host).__name__
             own = {} if cls.face == "selection" else cls.options_for(site.role, copy.copy(merged))
             with torch.device("meta"):
                 built = cls(W, **own)
         every.append(built)
-        rows.append(Row(name, site.key, site.role, kind if path == "auto" else path, why, named, shape, label, 0))
+        kind = kind if path == "auto" else path
+        order = "" if cls.face == "activation" else orders.describe(op, built, kind, whole)
+        rows.append(Row(name, site.key, site.role, kind, why, named, shape, label, 0, order))
     cls.join(every)
+        built.role = site.role
     seen: set[int] = set()
     rows = [replace(row, parameters=_count(built, seen)) for row, built in zip(rows, every, strict=True)]
     return Summary(rows, base, 0, sum(r.parameters for r in rows), [], skipped)

@@ -20,12 +20,11 @@ from torch import Tensor, nn
 from torch.autograd import Function
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from core.adapters.conv_op import CONV, CONV_TRANSPOSE
+from core.adapters.conv_op import CONV, CONV_TRANSPOSE, layout_of, stand_in
 from core.adapters.seam import ADAPTERS, original, stored, switch, unswitch
 
 PLAIN = (Tensor, nn.Parameter)  # no DTensor, no quantised or batched subclass
 OPTIONAL = (*PLAIN, type(None))
-CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 
 class FrozenConvolution(Function):
@@ -40,17 +39,13 @@ class FrozenConvolution(Function):
     def setup_context(ctx, inputs, output):
         x, W, b, ctx.transposed, ctx.geometry = inputs
         ctx.save_for_backward(W)
-        ctx.shape, ctx.layout, ctx.bias = x.shape, _layout(x), None if b is None else (b.shape, b.dtype)
+        ctx.shape, ctx.layout, ctx.bias = x.shape, layout_of(x), None if b is None else (b.shape, b.dtype)
 
     @staticmethod
     def backward(ctx, g):
         (W,) = ctx.saved_tensors
         needs_x, needs_b = ctx.needs_input_grad[0], ctx.needs_input_grad[2]
-        # The input's values are not read where W gets no gradient: one number stands for them all.
-        if ctx.layout is None:
-            x = g.new_empty(1).expand(ctx.shape)
-        else:
-            x = torch.empty(ctx.shape, dtype=g.dtype, device=g.device, memory_format=ctx.layout)
+        x = stand_in(g, ctx.shape, ctx.layout)
         stride, padding, dilation, output_padding, groups = ctx.geometry
         dx, _, db = torch.ops.aten.convolution_backward(
             g,
@@ -100,12 +95,6 @@ class FrozenBatchNorm(Function):
 def _convolution(x, W, b, transposed, geometry):
     stride, padding, dilation, output_padding, groups = geometry
     return torch.convolution(x, W, b, stride, padding, dilation, transposed, output_padding, groups)
-
-
-def _layout(x: Tensor) -> torch.memory_format | None:
-    """The channels-last format of x, which chooses torch's kernel; None where x is plainly contiguous."""
-    layout = CHANNELS_LAST.get(x.ndim)
-    return layout if layout and x.is_contiguous(memory_format=layout) and not x.is_contiguous() else None
 
 
 def thin_convolution(host, inner, x, *args, **kwargs):

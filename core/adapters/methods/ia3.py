@@ -26,6 +26,13 @@ class IA3(WeightMethod):
     def weight(self, W):
         return W * (self.l[:, None] if self.side == "out" else self.l)
 
+    @property
+    def gain(self):
+        return self.scaling if self.side == "out" else None
+
+    def scaling(self, W):
+        return self.l
+
     def into(self, x):
         return x * self.l if self.side == "in" else None
 
