@@ -19,9 +19,13 @@ from core.adapters.base import Method, WeightMethod
 from core.adapters.call import InWeightSpace, LowRank, compute_dtype, without_autocast
 from core.adapters.conv_call import LowRankConvolution, thin_pays
 from core.adapters.conv_op import ConvOp
-from core.adapters.op import Op
+from core.adapters.op import Op, Rows
+from core.adapters.orders import apart, factors_of, form, inputs, pieces
 from core.adapters.sites import Site
 from core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from core.adapters.budget import Budget
 
 
 class Routing:
@@ -62,6 +66,7 @@ class Adapter:
     bound: list[Bound] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)  # selection: parameters that no forward reads
     in_place: bool = False
+    budget: Budget | None = None  # what `budget` was solved to
     merged: bool = False
     merge_error: float | None = None
 
@@ -75,6 +80,7 @@ class Part:
     method: str
     op: Op | None
     batch_axis: int = 0
+    rows: Rows | None = None  # act path: the channels of a fused output that are its own
 
 
 class Slot(nn.Module):
@@ -155,17 +161,17 @@ class Slot(nn.Module):
             total = total + change if rows is None else total.index_add(0, rows.index(full.device), change)
         return total
 
+    @staticmethod
+    def exact(acting: list[tuple[Part, float]]) -> bool:
+        """Whether every change has its full weight, and output rows of its own."""
+        return all(weight == 1.0 for _, weight in acting) and apart(tuple(part.op.rows for part, _ in acting))
+
     # call path -------------------------------------------------------------------------------------------------------
 
     def call(self, host: nn.Module, inner, x: Tensor) -> Tensor:
         self.hit()
         if self.routing.rows is not None:
             return self.mixed(host, inner, x)
-    @staticmethod
-    def exact(acting: list[tuple[Part, float]]) -> bool:
-        """Whether every change has its full weight, and output rows of its own."""
-        return all(weight == 1.0 for _, weight in acting) and apart(tuple(part.op.rows for part, _ in acting))
-
         acting = self.acting()
         return self.changed(host, inner, x, acting) if acting else inner(x)
 
@@ -238,26 +244,53 @@ class Slot(nn.Module):
             for part in self.routed():
                 index = self._rows_of(part, h)
                 pick = [t.index_select(part.batch_axis, index) for t in (h, x)]
-                h = h.index_copy(part.batch_axis, index, _in_fp32(self.methods[part.method], *pick))
+                h = h.index_copy(part.batch_axis, index, self.acted(part, *pick))
         else:
             acting = self.acting()
             start = h
             for part, weight in acting:
-                new = _in_fp32(self.methods[part.method], start, x)
+                new = self.acted(part, start, x)
                 h = new if len(acting) == 1 and weight == 1.0 else h + weight * (new - start)
         return h if container is None else type(container)((h, *container[1:]))
 
+    def acted(self, part: Part, h: Tensor, x: Tensor) -> Tensor:
+        method = self.methods[part.method]
+        if part.rows is None:
+            return _in_fp32(method, h, x)
+        own = part.rows.take(h, method.axis)
+        return part.rows.give(h, _in_fp32(method, own, x), method.axis)
 
-def _low_rank(x: Tensor, W: Tensor, b: Tensor | None, ops: list[Op], methods, weights: list[float], dtype) -> Tensor:
-    factors = [m.factors() for m in methods]
-    scales = [f.scale * w for f, w in zip(factors, weights, strict=True)]
-    drops = [f.dropout for f in factors]
-    tensors = [t for f in factors for t in (f.A, f.B)]
-    if methods[0].gain is None:
-        return LowRank.apply(x, W, b, ops, scales, drops, dtype, *tensors)
-    y = LowRank.apply(x, W, None, ops, scales, drops, dtype, *tensors)
-    gain = ops[0].spread(methods[0].gain(_exact(ops[0].matrix(W))), y.shape[-1]).to(dtype)
+
+def _low_rank(
+    x: Tensor, W: Tensor, b: Tensor | None, ops: list[Op], methods, factors, weights: list[float], dtype
+) -> Tensor:
+    """The product with every low-rank change in place, then each output times its gain."""
+    low = [(op, f, w) for op, f, w in zip(ops, factors, weights, strict=True) if f is not None]
+    gains = [(op, m) for op, m in zip(ops, methods, strict=True) if m.gain is not None]
+    inner_bias = None if gains else b
+    if low:
+        scales, drops = [f.scale * w for _, f, w in low], [f.dropout for _, f, _ in low]
+        tensors = [t for _, f, _ in low for t in (f.A, f.B)]
+        y = LowRank.apply(x, W, inner_bias, [op for op, _, _ in low], scales, drops, dtype, *tensors)
+    else:
+        y = F.linear(x.to(dtype), ops[0].full(W).to(dtype))
+    if not gains:
+        return y
+    gain = None
+    for op, method in gains:
+        own = method.gain(_exact(op.matrix(W)))
+        gain = own if op.rows is None else op.rows.give(own.new_ones(y.shape[-1]) if gain is None else gain, own, 0)
+    gain = gain.to(dtype)
     return y * gain if b is None else torch.addcmul(b.to(dtype), y, gain)
+
+
+def _piecewise(x: Tensor, W: Tensor, b: Tensor | None, ops: list[Op], moved: list[Tensor]) -> Tensor:
+    """A fused host's output, each range of rows from its own input; as many products as the host's own."""
+    M, made = ops[0].full(W), []
+    for start, size, which in pieces(tuple(op.rows for op in ops), len(M)):
+        bias = None if b is None else b.narrow(0, start, size)
+        made.append(F.linear(x if which is None else moved[which], M.narrow(0, start, size), bias))
+    return torch.cat(made, -1)
 
 
 def _convolved(x: Tensor, W: Tensor, b: Tensor | None, acting, methods) -> Tensor | None:
@@ -284,15 +317,6 @@ def _exact(M: Tensor) -> Tensor:
 
 def _whole(op: Op) -> Op:
     """The same host without a row range."""
-def _piecewise(x: Tensor, W: Tensor, b: Tensor | None, ops: list[Op], moved: list[Tensor]) -> Tensor:
-    """A fused host's output, each range of rows from its own input; as many products as the host's own."""
-    M, made = ops[0].full(W), []
-    for start, size, which in pieces(tuple(op.rows for op in ops), len(M)):
-        bias = None if b is None else b.narrow(0, start, size)
-        made.append(F.linear(x if which is None else moved[which], M.narrow(0, start, size), bias))
-    return torch.cat(made, -1)
-
-
     if op.rows is None:
         return op
     whole = type(op).__new__(type(op))
