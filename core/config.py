@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import difflib
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -167,11 +168,25 @@ def _adapter(node: Mapping[str, Any], allowed: list[str] | None) -> list[Problem
             found += _keys("adapter", given, (*options, *ATTACH))
         missing = [p for p in options if p.required and p.name not in given]
         found += [Problem(f"adapter.{p.name}", "missing", _words(p.annotation)) for p in missing]
+        if node.get("budget") is not None:
+            found += _budget(node["budget"], definition, options)
     targets = node.get("targets")
     if allowed and isinstance(targets, list):
         for i, role in enumerate(targets):
             if isinstance(role, str) and role != "all" and role not in allowed:
                 found.append(Problem(f"adapter.targets[{i}]", role, ", ".join(allowed), did_you_mean(role, allowed)))
+    return found
+
+
+def _budget(budget: Any, definition: Definition, options: Iterable[Parameter]) -> list[Problem]:
+    """A budget is solved for the option that the method names in `size`."""
+    found = []
+    if not re.fullmatch(r"\s*\d[\d_]*(\.\d+)?(e\+?\d+)?\s*%?\s*", str(budget), re.IGNORECASE):
+        found.append(Problem("adapter.budget", _show(budget), "a count (50000, 1e5) or a share of the base (1%)"))
+    names = {p.name for p in options if p.type is int}
+    if definition.attributes.get("size") not in names:
+        fix = "leave the budget out, or this method"
+        found.append(Problem("adapter.budget", f"{definition.name} has no size to solve", "a method with one", fix))
     return found
 
 

@@ -55,6 +55,7 @@ ATTACH = schema("""
     targets: list[str] | None
     name: str
     path: Literal['auto', 'call', 'hook', 'weight']
+    budget: int | float | str | None
     thin: bool
     verify: bool
 """)

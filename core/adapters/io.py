@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -120,6 +121,7 @@ def save_adapter(
         "roles": roles,
         "sites": [bound.site.key for bound in adapter.bound],
         "in_place": adapter.in_place,
+        "budget": adapter.budget and asdict(adapter.budget),
         "head": any(key.startswith("head|") for key in tensors),
         "base": {
             "fingerprint": (adapter.in_place and state.base_fingerprint) or fingerprint(model),

@@ -1,6 +1,7 @@
 """Attach, route and detach. All calls change the model in place and return it.
 
 attach(model, "lora", targets=["attn.q", "attn.v"], rank=8)     one adapter more, active alone; base frozen
+attach(model, "lora", budget="1%")                               its size from a budget (core/adapters/budget.py)
 set_active(model, {"a": 0.7, "b": 0.3})                          W' = W + sum_i w_i (f_i(W) - W)
 with use(model, None): ...                                       the base
 with mix(model, ["a", "b", None]): ...                           one adapter per batch row
@@ -54,6 +55,7 @@ def attach(
     targets: Iterable[str] | None = None,
     name: str = "default",
     path: str = "auto",
+    budget: int | float | str | None = None,
     roles: Mapping[str, str | list[str]] | None = None,
     example: tuple[tuple, dict] | Callable | None = None,
     head: nn.Module | None = None,
@@ -66,6 +68,7 @@ def attach(
 
     method    name of a method (core/adapters/methods, entry points `peft_atlas.methods`), or its class
     targets   roles, or `all`; the method's own choice for this network where None
+    budget    parameters: "1%" of the base, or a count; solves the method's size, the head is not part of it
     roles     role -> path pattern(s), example (args, kwargs) of a tiny forward: from a Backbone where None
     path      auto | call | hook | weight: force the path of weight methods (benchmarks); liveness still rules
     head      a module trained, saved, loaded and detached with the adapter
@@ -83,7 +86,13 @@ def attach(
         example = state.example if state.example is not None else getattr(model, "example", None)
     merged = {**methods.options(cls), **options}
     _check(model, cls, label, name, path, options, example, state)
-    adapter = Adapter(name, label, merged, choose_targets(targets, cls.targets, cls.face, roles), path)
+    solved = None
+    if budget is not None:
+        from core.adapters.budget import solve
+
+        solved = solve(model, cls, label, budget, merged, targets=targets, roles=roles, example=example)
+        merged[solved.option] = solved.size
+    adapter = Adapter(name, label, merged, choose_targets(targets, cls.targets, cls.face, roles), path, budget=solved)
     before = dict(state.routing.active)
     if first:
         _begin(model, net, state, roles, example)

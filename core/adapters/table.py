@@ -44,6 +44,7 @@ class Summary:
     trained: int = 0
     thinned: list[str] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
+    budgets: list[str] = field(default_factory=list)
 
     @property
     def parameters(self) -> int:
@@ -86,6 +87,7 @@ class Summary:
             for line in lines
         ]
         text[-1] += f"   {share}"
+        text += self.budgets
         if self.head:
             text.append(f"head {self.head:,} parameters, saved with the adapter")
         if self.skipped:
@@ -148,6 +150,7 @@ def summary(model: nn.Module, name: str | None = None) -> Summary:
         sum(infos[a.name].parameters for a in chosen),
         list(state.thinned),
         [key for a in chosen for key in a.skipped],
+        [str(a.budget) for a in chosen if a.budget is not None],
     )
 
 

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from core.bench import numerals, result
+from core.bench.cells import ANCHORS
 from core.bench.result import Record
 from core.errors import ConfigError, PeftError, Problem
 
@@ -242,19 +243,20 @@ def _configs(cfg: Any, sweep: Sweep, overrides: list[str]) -> dict[str, tuple[di
     from core import compose
     from core.config import find, plain
 
-    own = {"adapter", "optim.lr", "seed"}
-    kept = [text for text in overrides if _key(text) not in own and _key(text).split(".")[0] not in ("sweep", "hydra")]
+    ours = {"adapter", "optim.lr", "seed"}
+    kept = [text for text in overrides if _key(text) not in ours and _key(text).split(".")[0] not in ("sweep", "hydra")]
     base, found, problems = plain(cfg), {}, []
     for method in sweep.methods:
         try:
-            config = plain(compose.compose(str(base["domain"]), [*kept, f"adapter={method}"]))
+            own = [text for text in kept if method not in ANCHORS or _key(text) != "adapter.budget"]  # have no size
+            config = plain(compose.compose(str(base["domain"]), [*own, f"adapter={method}"]))
         except ConfigError as error:
             problems += [p._replace(where=f"adapter={method}: {p.where}") for p in error.problems]
             continue
         config.pop("sweep", None)
         config["data"] = base["data"]
         problems += [p._replace(where=f"adapter={method}: {p.where}") for p in find(config)]
-        found[method] = config, [text.lstrip("+") for text in kept if not text.startswith("~")]
+        found[method] = config, [text.lstrip("+") for text in own if not text.startswith("~")]
     if problems:
         raise ConfigError(problems=list(dict.fromkeys(problems)))
     return found

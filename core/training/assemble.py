@@ -21,7 +21,7 @@ from core.data.seeding import derive
 from core.errors import ConfigError, DataError, Problem
 from core.training.files import SafeIO
 
-ATTACH = ("targets", "name", "path", "thin", "verify")  # keys of `adapter` that are not the method's own
+ATTACH = ("targets", "name", "path", "budget", "thin", "verify")  # keys of `adapter` that are not the method's own
 
 
 class Parts(NamedTuple):

@@ -51,7 +51,9 @@ def describe(record: Record, cfg, model, name: str, module: PeftModule, parts, l
     record.split_hash = assemble.splits(loaders)[0]
     record.base_fingerprint, record.base_parameters = module.fingerprint, table.base
     record.method = record.method or info.method
-    record.options, record.targets = info.options, sorted({row.role for row in table.rows})
+    record.options, record.targets = dict(info.options), sorted({row.role for row in table.rows})
+    if cfg.adapter.get("budget") is not None:
+        record.options["budget"] = cfg.adapter.budget
     record.paths = {kind: sum(row.path == kind for row in table.rows) for kind in sorted({r.path for r in table.rows})}
     record.trainable, record.head_trainable = info.parameters, info.head_parameters
     record.fraction = info.parameters / table.base if table.base else None

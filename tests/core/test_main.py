@@ -86,7 +86,7 @@ CONFIG_ERROR = """\
 error[config]: 3 problems
   1. where    adapter.rnak
      got      4
-     allowed  alpha, dropout, name, path, rank, scaling, targets, thin, verify
+     allowed  alpha, budget, dropout, name, path, rank, scaling, targets, thin, verify
      fix      did you mean `rank`?
   2. where    trainer.max_step
      got      1

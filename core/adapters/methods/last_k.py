@@ -14,6 +14,8 @@ from core.errors import ConfigError
 
 
 class LastK(Selection):
+    size = "k"
+
     @classmethod
     def select(cls, net, roles, targets=(), *, k: int = 1, final_norm: bool = True):
         paths = [path for path, _ in net.named_modules()]
