@@ -22,7 +22,7 @@ from torch.utils.flop_counter import (
     sdpa_flop_count,
 )
 
-from core.adapters.probe import Example, pristine, pseudo_loss
+from core.adapters.probe import Example, keeping, pristine, pseudo_loss
 
 
 @dataclass(frozen=True)
@@ -152,9 +152,8 @@ def measure(model: nn.Module, run: Callable[[], Any]) -> tuple[int, int, int]:
     """(kept bytes, forward FLOP, backward FLOP) of `run()` in train mode; buffers, flags and random numbers stay."""
     with pristine(model), torch.enable_grad():
         model.train()
-        for module in model.modules():  # frozen statistics do not move in training
-            statistics = getattr(module, "running_mean", None) is not None
-            if statistics and not any(p.requires_grad for p in module.parameters()):
+        for module in keeping(model.modules()):  # frozen statistics do not move in training
+            if not any(p.requires_grad for p in module.parameters()):
                 module.eval()
         kept = saved_bytes(run, model)
         return kept, *flops(run)

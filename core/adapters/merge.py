@@ -18,7 +18,10 @@ from core.adapters.seam import original, stored
 from core.adapters.state import State
 from core.errors import MergeError, Problem
 
-TOLERANCE = 1e-3  # what a norm's inverse may lose before the merge is refused
+
+def tolerance(dtype: torch.dtype) -> float:
+    """What a norm's inverse may lose before the merge is refused: some roundings of its dtype."""
+    return max(1e-5, 4 * torch.finfo(dtype).eps)
 
 
 @dataclass
@@ -124,11 +127,11 @@ def _write(host: nn.Module, parameter: str, W: Tensor, where: str) -> None:
             where, type(host).__name__, "a parameter, or a norm with an inverse", "serve the adapter unmerged"
         )
     error = probe.relative(now, W)
-    if error > TOLERANCE:
+    if error > tolerance(W.dtype):
         raise MergeError(
             where,
             f"its norm gives back another weight, relative error {error:.1e}",
-            f"<= {TOLERANCE}",
+            f"<= {tolerance(W.dtype):.0e}",
             "serve it unmerged",
         )
 

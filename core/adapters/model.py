@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from core.adapters import bind, live, methods, probe
+from core.adapters import bind, influence, live, methods, probe
 from core.adapters import thin as thin_layers
 from core.adapters.sites import Site, choose_targets, resolve
 from core.adapters.state import Adapter, State
@@ -109,6 +109,8 @@ def attach(
         state.routing.active = {name: 1.0}
         if thin and not adapter.in_place:
             state.thinned = thin_layers.thin(net)
+        if verify and cls.face == "weight":
+            influence.check(state, net, adapter, run)
         if verify and not adapter.in_place:
             live.check_live(state, net, adapter, run, selection=cls.face == "selection")
     except BaseException:
@@ -159,9 +161,8 @@ def _begin(model, net, state: State, roles, example) -> None:
         state.example = example() if callable(example) else example
     for p in model.parameters():
         p.requires_grad_(False)
-    for module in net.modules():
-        if getattr(module, "running_mean", None) is not None:
-            module.eval()
+    for module in probe.keeping(net.modules()):
+        module.eval()
     model.add_module(STATE, state)
 
 

@@ -5,6 +5,7 @@
     Embedding          W (num, dim) transposed          `down` is a lookup
     ConvNd             W (out, in/g, *k) flattened to (out, in/g * k)               conv_op.py
     ConvTransposeNd    W (in, out/g, *k) as (out/g, in * k)                         conv_op.py
+    experts            W (experts, out, in) as (experts * out, in): A is shared       weight path only
     any other tensor   (first axis, the rest)           weight path only
 
 Row ranges select part of the output rows (fused query, key and value); `Rows` may be a contiguous range or, for
@@ -176,9 +177,16 @@ class EmbeddingOp(Op):
 
 
 class TensorOp(Op):
-    """Any parameter: attention's in_proj, recurrent weights, biases, norms. Weight path only."""
+    """Any parameter: attention's in_proj, recurrent weights, experts, biases, norms. Weight path only.
+
+    Three axes are a stack of matrices, unless the host says by its `kernel_size` that they are a convolution's."""
+
+    def read(self, host):
+        self.stacked = not hasattr(host, "kernel_size")
 
     def full(self, W):
+        if W.ndim == 3 and self.stacked:
+            return W.flatten(0, 1)
         return W.reshape(W.shape[0], -1) if W.ndim else W.reshape(1, 1)
 
     def unfull(self, M, W):

@@ -63,6 +63,18 @@ class Uses(TorchFunctionMode):
         return super().__exit__(*error)
 
 
+def keeping(modules: Iterable[nn.Module]) -> list[nn.Module]:
+    """Those whose forward moves buffers in training: batch norms their statistics, spectral norms their vectors. A
+    frozen base keeps them in eval, or it would drift under its adapters."""
+
+    def drifts(module):
+        hooks = (*module._forward_pre_hooks.values(), module)
+        spectral = any("SpectralNorm" in type(h).__name__ for h in hooks)
+        return spectral or getattr(module, "running_mean", None) is not None
+
+    return [module for module in modules if drifts(module)]
+
+
 @contextmanager
 def pristine(model: nn.Module):
     """Buffers, random numbers and train flags are afterwards as they were: a train-mode probe moves BatchNorm's."""
@@ -102,6 +114,8 @@ def in_modes(model: nn.Module, run: Callable[[str], None]) -> None:
     with pristine(model):
         for mode, (training, grad) in MODES.items():
             model.train(training)
+            for module in keeping(model.modules()):
+                module.eval()
             with torch.set_grad_enabled(grad):
                 run(mode)
 

@@ -11,7 +11,9 @@ import lightning as L
 import torch
 from torch import Tensor, nn
 
-from core.adapters import network
+from core.adapters import network, together
+from core.adapters.base import Method
+from core.adapters.probe import keeping
 from core.contracts import Metric, Output, Task
 from core.errors import AdapterError, FingerprintError, Problem, TrainingError
 from core.training.optim import Optim
@@ -220,9 +222,8 @@ def in_order(rows: list[dict[str, Any]], items: list[dict[str, Any]]) -> list[di
 
 
 def frozen_statistics(model: nn.Module) -> list[nn.Module]:
-    """Modules of the base that keep running statistics of what they see."""
-    inside = _outside_adapters(network(model), model, "modules")
-    return [m for m in inside if getattr(m, "running_mean", None) is not None]
+    """Modules of the base that keep in buffers what they have seen."""
+    return keeping(_outside_adapters(network(model), model, "modules"))
 
 
 def _outside_adapters(net: nn.Module, model: nn.Module, what: str) -> list:

@@ -1,11 +1,13 @@
-"""Every host kind, tiny: what the contracts are held to. A new host kind is one line in HOSTS."""
+"""Every host kind, tiny: what the contracts are held to. A new host kind is one line in HOSTS or DERIVED."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -27,23 +29,101 @@ class Conv1D(nn.Module):
         return torch.addmm(self.bias, x.reshape(-1, x.shape[-1]), self.weight).view(*x.shape[:-1], self.nf)
 
 
+class Experts(nn.Module):
+    """A mixture's feed-forward: one parameter (experts, out, in), as in Mixtral or Qwen; x (experts, tokens, in)."""
+
+    def __init__(self, experts: int, out: int, inner: int):
+        super().__init__()
+        self.up = nn.Parameter(torch.randn(experts, out, inner) * 0.3)
+
+    def forward(self, x):
+        return torch.bmm(x, self.up.transpose(1, 2))
+
+
+class ScaledStdConv2d(nn.Conv2d):
+    """timm's: the weight of every output channel is standardised, then scaled. Brock et al. 2021, arXiv 2101.08692"""
+
+    def __init__(self, *args, **options):
+        super().__init__(*args, **options)
+        self.gain = nn.Parameter(torch.ones(self.out_channels))
+
+    def forward(self, x):
+        flat, scale = self.weight.reshape(1, self.out_channels, -1), self.gain * self.weight[0].numel() ** -0.5
+        weight = F.batch_norm(flat, None, None, weight=scale, training=True, momentum=0.0, eps=1e-6)
+        return self._conv_forward(x, weight.reshape_as(self.weight), self.bias)
+
+
+def attends(layer, x):
+    """Keys and values of other widths are parts of x."""
+    return layer(x, x[..., : layer.kdim], x[..., : layer.vdim], need_weights=False)[0]
+
+
+def first(layer, x):
+    return layer(x)[0]
+
+
+def whole(layer, x):
+    return layer(x)
+
+
+def old(norm: Callable, *args, **options) -> Callable[[nn.Module], nn.Module]:
+    """The norms that are forward hooks: deprecated, but what the vocoders use."""
+
+    def normed(layer):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            return norm(layer, *args, **options)
+
+    return normed
+
+
+old_weight_norm = old(nn.utils.weight_norm)
+old_spectral_norm = old(nn.utils.spectral_norm)
+weight_norm, spectral_norm = nn.utils.parametrizations.weight_norm, nn.utils.parametrizations.spectral_norm
+
+
 @dataclass(frozen=True)
 class Host:
+    """path, parameter   where the site is in `One(layer)`
+    run               (layer, x) -> output
+    norm              what is put around the layer: its weight is then derived, and the path is `weight`"""
+
     name: str
     make: Callable[[], nn.Module]
     x: tuple[int, ...]
     rows: Rows | None = None
     vocabulary: int = 0
+    path: str = "layer"
+    parameter: str = "weight"
+    run: Callable = whole
+    norm: Callable | None = None
 
     def __str__(self) -> str:
         return self.name
 
+    @property
+    def pattern(self) -> str:
+        """The role pattern of the site."""
+        named = self.path + (f":{self.parameter}" if self.parameter != "weight" else "")
+        if self.rows is None:
+            return named
+        groups = f"*{self.rows.groups}" if self.rows.groups > 1 else ""
+        return f"{named}[{self.rows.start}:{self.rows.start + self.rows.size}{groups}]"
+
     def build(self, seed: int = 0, dtype: torch.dtype = torch.float32) -> tuple[nn.Module, Op, Tensor]:
         """(layer, frozen; its matrix view; an input)"""
+        model, op, x = self.model(seed, dtype)
+        return model.layer, op, x
+
+    def model(self, seed: int = 0, dtype: torch.dtype = torch.float32, bare: bool = False) -> tuple[One, Op, Tensor]:
+        """The same, the layer inside a model in eval mode. `bare` leaves its norm out."""
         torch.manual_seed(seed)
-        layer = self.make().to(dtype).requires_grad_(False)
+        layer = self.make().to(dtype)
         x = torch.randint(self.vocabulary, self.x) if self.vocabulary else torch.randn(self.x, dtype=dtype)
-        return layer, op_for(layer, "weight", self.rows), x
+        if self.norm is not None and not bare:
+            layer = self.norm(layer)
+        model = One(layer, self.run).requires_grad_(False).eval()
+        return model, op_for(model.get_submodule(self.path), self.parameter, self.rows), x
 
 
 HOSTS = [
@@ -82,6 +162,51 @@ HOSTS = [
     Host("transposed3d_grouped", lambda: nn.ConvTranspose3d(4, 4, 2, groups=2, stride=2), (1, 4, 2, 3, 2)),
 ]
 
+
+def _rows(part: int, size: int = 8) -> Rows:
+    return Rows(part * size, size)
+
+
+# Hosts whose parameter is read in another way than as one product with x: bound at the weight, whatever the method.
+DERIVED = [
+    *[
+        Host(f"attention_{name}", lambda: nn.MultiheadAttention(8, 2, batch_first=True), (2, 5, 8), _rows(part),
+             parameter="in_proj_weight", run=attends)
+        for part, name in enumerate("qkv")
+    ],
+    Host("attention_out", lambda: nn.MultiheadAttention(8, 2, batch_first=True), (2, 5, 8), path="layer.out_proj",
+         run=attends),
+    *[
+        Host(f"attention_separate_{name}", lambda: nn.MultiheadAttention(8, 2, batch_first=True, kdim=6, vdim=4),
+             (2, 5, 8), parameter=f"{name}_proj_weight", run=attends)
+        for name in "qkv"
+    ],
+    Host("encoder_layer_v", lambda: nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True), (2, 5, 8),
+         _rows(2), path="layer.self_attn", parameter="in_proj_weight"),
+    Host("encoder_layer_in", lambda: nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True), (2, 5, 8),
+         path="layer.linear1"),
+    Host("lstm_input_gate", lambda: nn.LSTM(6, 8, batch_first=True), (2, 5, 6), _rows(0), parameter="weight_ih_l0",
+         run=first),
+    Host("lstm_hidden", lambda: nn.LSTM(6, 8, batch_first=True), (2, 5, 6), parameter="weight_hh_l0", run=first),
+    Host("lstm_backwards", lambda: nn.LSTM(6, 8, batch_first=True, bidirectional=True), (2, 5, 6), _rows(2),
+         parameter="weight_hh_l0_reverse", run=first),
+    Host("gru_hidden_gate", lambda: nn.GRU(6, 8, batch_first=True), (2, 5, 6), _rows(2), parameter="weight_hh_l0",
+         run=first),
+    Host("gru_backwards", lambda: nn.GRU(6, 8, batch_first=True, bidirectional=True), (2, 5, 6),
+         parameter="weight_ih_l0_reverse", run=first),
+    Host("weight_norm", lambda: nn.Linear(6, 8), (3, 5, 6), norm=weight_norm),
+    Host("weight_norm_conv", lambda: nn.Conv1d(4, 6, 3), (2, 4, 9), norm=weight_norm),
+    Host("weight_norm_old", lambda: nn.Linear(6, 8), (3, 5, 6), norm=old_weight_norm),
+    Host("weight_norm_old_transposed", lambda: nn.ConvTranspose1d(4, 6, 4, stride=2), (2, 4, 5), norm=old_weight_norm),
+    Host("spectral_norm", lambda: nn.Linear(6, 8), (3, 5, 6), norm=spectral_norm),
+    Host("spectral_norm_conv", lambda: nn.Conv2d(3, 6, 3), (2, 3, 7, 6), norm=spectral_norm),
+    Host("spectral_norm_old", lambda: nn.Linear(6, 8), (3, 5, 6), norm=old_spectral_norm),
+    Host("experts", lambda: Experts(3, 8, 6), (3, 4, 6), parameter="up"),
+    Host("experts_gate", lambda: Experts(3, 16, 6), (3, 4, 6), Rows(8, 8, groups=3, stride=16), parameter="up"),
+    Host("standardised_conv", lambda: ScaledStdConv2d(3, 6, 3), (2, 3, 7, 6)),
+]  # fmt: skip
+EVERY = HOSTS + DERIVED
+
 # Options beside the defaults under which a method is another formula; methods not named run with their defaults alone.
 FURTHER = {"ia3": [{"side": "in"}], "lora": [{"scaling": "rank_stabilised"}]}
 
@@ -119,15 +244,26 @@ def variants() -> list[Variant]:
     return found
 
 
+def by_form(found: list[Variant]) -> list[Variant]:
+    """One variant of each evaluation form: what the binder sees of a method is no more than its shortcuts."""
+    first: dict[tuple, Variant] = {}
+    for variant in found:
+        cls, method = variant.cls, variant.on(torch.randn(8, 6))
+        scales_input = method.into(torch.randn(2, 6)) is not None
+        shortcuts = (cls.output is None, cls.factors is None, cls.gain is None, method.order, scales_input)
+        first.setdefault(shortcuts, variant)
+    return list(first.values())
+
+
 class One(nn.Module):
     """A model of one host."""
 
-    def __init__(self, layer: nn.Module):
+    def __init__(self, layer: nn.Module, run: Callable = whole):
         super().__init__()
-        self.layer = layer
+        self.layer, self.run = layer, run
 
     def forward(self, x):
-        return self.layer(x)
+        return self.run(self.layer, x)
 
 
 def shaken(method: nn.Module, by: float = 0.05, seed: int = 1) -> nn.Module:
