@@ -93,7 +93,8 @@ def form(ops: list[Op], methods: list, factors: list, shape: tuple[int, int], ex
     if low and (asked or thin(*shape, [_size(op, f, shape) for op, f in zip(ops, factors, strict=True)])):
         return "low rank"
     own = exact and len(methods) == 1 and methods[0].output is not None
-    if asked or (own and (methods[0].order == "output" or ops[0].kind == "Embedding")):
+    preferred = methods[0].order == "output" or (methods[0].order == "linear" and ops[0].linear)
+    if asked or (own and (preferred or ops[0].kind == "Embedding")):
         return "output"
     return "weight"
 
