@@ -1,5 +1,5 @@
-"""Frozen random matrices that a seed makes again: not saved, equal on every device, and in memory once for all sites
-that ask for the same ones."""
+"""Frozen random matrices, or places, that a seed makes again: not saved, equal on every device, and in memory once for
+all sites that ask for the same ones."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor, nn
+
+from core.errors import UnsupportedError
 
 
 class _Held(dict):
@@ -32,7 +34,8 @@ class Seeded(nn.Module):
         held = _held.get(place)
         if held is None:
             with torch.device("cpu"):
-                held = _Held({name: matrix.to(like) for name, matrix in draw(*key).items()})
+                made = draw(*key)
+            held = _Held({n: m.to(like) if m.is_floating_point() else m.to(like.device) for n, m in made.items()})
             _held[place] = held
         self._kept = held
         for name, matrix in held.items():
@@ -40,7 +43,8 @@ class Seeded(nn.Module):
 
     def _apply(self, fn, recurse=True):  # .to, .cuda, .double: sites share on the new device too
         super()._apply(fn, recurse)
-        self._settle(self._buffers[next(iter(self._kept))])
+        if "_drawn" in self.__dict__:
+            self._settle(self._buffers[next(iter(self._kept))])
         return self
 
 
@@ -59,3 +63,29 @@ def refuses_shape(shape: tuple[int, int], full: list[int] | None) -> str:
     if full is None or (len(full) == 2 and full[0] >= shape[0] and full[1] >= shape[1]):
         return ""
     return f"projection_shape {full}: (out, in), at least {shape} here; null gives each shape its own"
+
+
+# In Hugging Face peft one projection of the largest out and in of all sites is cut for each -------------------------
+
+
+def largest(places, options: dict) -> dict:
+    """Nothing further for their configuration; UnsupportedError where our sites are not cut from that projection."""
+    most = [max(place.W.shape[axis] for place in places) for axis in (0, 1)]
+    alike = all(list(place.W.shape) == most for place in places)
+    given = options["projection_shape"]
+    if list(given or most) != most or not (given or alike):
+        allowed = f"projection_shape={most}: theirs cuts every site's from one of the largest out and in"
+        raise UnsupportedError("adapter.projection_shape", given, allowed, f"train with projection_shape={most}")
+    return {}
+
+
+def cut(form, config: dict, tensors, shapes) -> tuple[dict, dict]:
+    """(our options, path -> our name -> tensor) of their folder. shapes   path -> (out, in)"""
+    most = [max(shape[axis] for shape in shapes.values()) for axis in (0, 1)]
+    return {**form.options(config), "projection_shape": most}, {path: form.renamed(t) for path, t in tensors.items()}
+
+
+def unlike(own: Tensor, saved: Tensor | None) -> str:
+    """Why a method's drawn matrix is not the first columns of the one that their folder holds."""
+    same = saved is None or torch.equal(saved.reshape(len(saved), -1)[:, : own.shape[1]].to(own), own)
+    return "" if same else "its random projection is not the one that this seed draws"
