@@ -15,6 +15,7 @@ from torch import nn
 
 from core.adapters.base import WeightMethod
 from core.adapters.call import without_autocast
+from core.adapters.peft_form import PeftForm, same
 from core.adapters.rotation import cayley, divisors, in_blocks, skew
 
 
@@ -36,16 +37,16 @@ class BOFT(WeightMethod):
                 blocks.shape[1] * self.block // window, -1, -1
             )
             for j, factor in enumerate(blocks):
-                order = self.order(j, window)
+                places = self.places(j, window)
                 factor = factor.unflatten(0, (len(R), -1))  # (windows, blocks in a window, block, block)
-                turned = factor @ R[:, order].unflatten(1, (-1, self.block))
-                R = turned.flatten(1, 2)[:, order.argsort()]
+                turned = factor @ R[:, places].unflatten(1, (-1, self.block))
+                R = turned.flatten(1, 2)[:, places.argsort()]
             return R
 
-    def order(self, j: int, window: int):
+    def places(self, j: int, window: int):
         """(window,) P_j: which places the blocks of factor j hold. A block is two halves, 2^j halves apart."""
-        places = torch.arange(window, device=self.Q.device)
-        return places.view(-1, 2, 1 << j, self.block // 2).transpose(1, 2).flatten() if j else places
+        each = torch.arange(window, device=self.Q.device)
+        return each.view(-1, 2, 1 << j, self.block // 2).transpose(1, 2).flatten() if j else each
 
     def weight(self, W):
         turned = in_blocks(W, self.rotation().mT)
@@ -68,3 +69,35 @@ class BOFT(WeightMethod):
             fit = divisors(shape[1])
             return f"in {shape[1]} does not divide into windows of block * 2^(factors - 1): {fit} at factors=1; or hra"
         return ""
+
+
+# In Hugging Face peft: whole skew squares; one factor, whatever is asked, where its CUDA extension is not built.
+
+
+def _write(place, options):
+    method = place.methods[0]
+    scale = method.Q.new_ones(len(place.W)) if method.c is None else method.c
+    return {"boft_R": skew(method.Q, method.block), "boft_s": scale.view((1, -1) if place.kernel else (-1, 1))}
+
+
+def _read(config, tensors, shapes):
+    R = {path: own["boft_R"] for path, own in tensors.items()}
+    block, factors = (same(key, [t.shape[axis] for t in R.values()]) for key, axis in (("block", -1), ("factors", 0)))
+    rows, columns = torch.triu_indices(block, block, 1)
+    Q = {path: ((t - t.mT) / 2)[..., rows, columns] for path, t in R.items()}
+    fill = {path: {"Q": Q[path], "c": own["boft_s"].flatten()} for path, own in tensors.items()}
+    return {"block": block, "factors": factors, "scale": True}, fill
+
+
+BOFT.peft = PeftForm(
+    "BOFT",
+    names=("boft_R", "boft_s"),
+    keys={"boft_block_size": "block", "boft_n_butterfly_factor": "factors"},
+    writes={"boft_block_num": 0},
+    hosts=("Linear", "Conv2d"),
+    refuses=lambda place, options: (
+        "" if options["factors"] == 1 else "factors > 1: theirs trains one without its CUDA extension, and says nothing"
+    ),
+    write=_write,
+    read=_read,
+)

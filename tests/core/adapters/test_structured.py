@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import nn
 
 from core.adapters import attach
 from core.adapters.cost import saved_bytes
+from core.adapters.hosts import op_for
 from core.adapters.methods.boft import BOFT
+from core.adapters.methods.fourierft import FourierFT
 from core.adapters.methods.hra import HRA
+from core.adapters.methods.loha import LoHa
+from core.adapters.methods.lokr import LoKr, divided
 from core.adapters.methods.oft import OFT
+from core.adapters.methods.shira import SHiRA
 from tests.core.adapters.hosts_under_test import relative, shaken
 from tests.core.adapters.test_counts import count
 
@@ -153,6 +160,240 @@ def test_a_turned_input_keeps_no_more_than_lora(cls, options):
     assert kept[cls.__name__.lower()] <= kept["lora"] + small
 
 
+# Kronecker, Hadamard, spectral, sparse -------------------------------------------------------------------------------
+
+
+def test_loha_is_a_product_of_two_low_ranks():
+    W = torch.randn(6, 5)
+    m = shaken(LoHa(W, rank=2, alpha=3.0), by=0.5)
+    change = torch.zeros(6, 5)
+    for p in range(2):  # (sum_p b1 a1)(sum_q b2 a2) = sum_pq (b1 b2)(a1 a2): r^2 products of vectors
+        for q in range(2):
+            change += torch.outer(m.B1[:, p] * m.B2[:, q], m.A1[p] * m.A2[q]).detach()
+    assert relative(m.weight(W), W + 1.5 * change) <= 1e-6
+    assert torch.linalg.matrix_rank(m.weight(W) - W) == 4
+
+
+@pytest.mark.parametrize("rank", [1, 8])
+def test_lokr_is_its_kronecker_product(rank):
+    W = torch.randn(12, 8)
+    m = shaken(LoKr(W, rank=rank, alpha=2.0), by=0.5)
+    assert m.thin == (rank == 1) and m.C.shape == (3, 2)
+    D = m.B @ m.A if m.thin else m.D
+    blocks = [torch.cat([c * D for c in row], 1) for row in m.C]  # block (i, j) is C_ij D
+    assert relative(m.weight(W), W + 2.0 / rank * torch.cat(blocks)) <= 1e-6
+
+
+def test_lokr_divides_near_the_square_root():
+    assert [divided(n, -1) for n in (256, 128, 127, 768)] == [(16, 16), (8, 16), (1, 127), (24, 32)]
+    assert [divided(128, f) for f in (4, 3, 32)] == [(4, 32), (2, 64), (32, 4)]
+
+
+@pytest.mark.parametrize("shape", [(6, 8), (5, 7), (8, 5), (1, 4)])
+def test_fourierft_is_the_real_part_of_an_inverse_transform(shape):
+    """Odd, even and single rows: half a transform gives the whole one, forwards and backwards."""
+    W = torch.randn(shape)
+    m = shaken(FourierFT(W, frequencies=4, alpha=0.7), by=1.0)
+    S = torch.zeros(shape).flatten()
+    S[m.places] = m.s.detach()
+    S = S.view(shape).requires_grad_()
+    expected = W + 0.7 * torch.fft.ifft2(S, norm="ortho").real
+    assert relative(m.weight(W), expected) <= 1e-6
+    g = torch.randn(shape)
+    (mine,), (plain,) = torch.autograd.grad(m.weight(W), m.s, g), torch.autograd.grad(expected, S, g)
+    assert relative(mine, plain.flatten()[m.places]) <= 1e-5
+
+
+def test_fourierft_changes_are_as_long_in_every_layer():
+    """|change| = alpha |s| / sqrt 2, up to the pairs that fall on one frequency, whatever the layer's size."""
+    for width in (64, 256):
+        W = torch.zeros(width, width)
+        m = FourierFT(W, frequencies=500, alpha=3.0)
+        m.s.data = torch.randn(500)
+        assert abs(float(m.weight(W).norm() / (3 * m.s.norm())) * 2**0.5 - 1) < 0.15
+
+
+def test_shira_touches_its_places_alone():
+    W = torch.randn(9, 7)
+    for mask in ("random", "magnitude", "struct"):
+        m = SHiRA(W, rank=1, mask=mask)
+        m.v.data = torch.arange(1.0, len(m.v) + 1)
+        change = m.weight(W).detach() - W
+        assert torch.allclose(change[change != 0], m.v, atol=1e-5), mask
+        if mask == "struct":
+            expected = torch.eye(9, 7)
+            expected[0] = expected[:, 0] = 1
+            assert torch.equal(change != 0, expected.bool())
+        else:
+            assert len(m.v) == 16
+        if mask == "magnitude":
+            assert W[change != 0].abs().min() >= W[change == 0].abs().max()
+
+
+def test_places_come_from_the_seed():
+    W = torch.randn(30, 20)
+    for cls, options in ((SHiRA, {"rank": 2}), (FourierFT, {"frequencies": 100})):
+        m, same, other = (cls(W, projection_seed=seed, **options).places for seed in (3, 3, 4))
+        assert torch.equal(m, same) and not torch.equal(m, other) and len(m.unique()) == 100
+        assert not any("places" in key for key in cls(W, **options).state_dict())
+    assert "places" in SHiRA(W, mask="magnitude").state_dict()
+
+
+def test_what_is_larger_than_every_layer_is_refused():
+    """One preset serves a small first layer too, but a change of the size of a network is another method."""
+    assert FourierFT(torch.randn(3, 4)).s.shape == SHiRA(torch.randn(3, 4)).v.shape == (12,)
+    assert "1 to 16" in FourierFT.refuses_all([(3, 4), (4, 4)], {"frequencies": 17})
+    assert FourierFT.refuses_all([(3, 4), (4, 4)], {"frequencies": 16}) == ""
+    assert (
+        "dense" in SHiRA.refuses_all([(4, 4)], {"rank": 2}) and SHiRA.refuses_all([(4, 4), (9, 9)], {"rank": 2}) == ""
+    )
+    assert "factor 0" in LoKr.refuses("Linear", (4, 4), {"rank": 2, "factor": 0})
+    assert "lora" in LoHa.refuses("Embedding", (4, 9), {"rank": 2})
+
+
+def test_lokr_keeps_x_alone():
+    """Neither kron(C, D), nor D x, which is as large as x."""
+    net = Net(nn.Linear(256, 256))
+    attach(net, "lokr", targets="fc", roles=net.roles, example=((torch.randn(2, 256),), {}))
+    x = torch.randn(64, 256, requires_grad=True)
+    kept = saved_bytes(lambda: net(x), net)
+    assert 4 * 64 * 256 <= kept <= 4 * (64 * 256 + 4 * 16 * 16)
+
+
+# Hugging Face peft ---------------------------------------------------------------------------------------------------
+
+
+def theirs(config: str, host: nn.Module, x, by: float = 0.1, **options):
+    """(outputs of HF's adapter on a copy of `host`, shaken; its module)"""
+    peft = pytest.importorskip("peft")
+    wrapped = Net(copy.deepcopy(host))
+    model = peft.get_peft_model(wrapped, getattr(peft, config)(target_modules=["fc"], **options))
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for p in model.parameters():
+            if p.requires_grad:
+                p += by * torch.randn(p.shape, generator=generator)
+    return model.eval()(x).detach(), model.base_model.model.fc
+
+
+def assert_equal(m, host: nn.Module, x, expected):
+    op = op_for(host, "weight")
+    assert relative(op.apply(x, m.weight(op.matrix(host.weight)), host.bias), expected) <= 1e-5
+    assert relative(host(x), expected) > 1e-3  # the adapter did something
+
+
+HOSTS = {
+    "linear": (lambda: nn.Linear(24, 16), torch.randn(3, 24)),
+    "conv2d": (lambda: nn.Conv2d(8, 16, 3, stride=2, padding=1), torch.randn(2, 8, 6, 6)),
+    "conv2d_1x1": (lambda: nn.Conv2d(24, 16, 1), torch.randn(2, 24, 3, 3)),
+}
+EVERY, POINTWISE = list(HOSTS), ["linear", "conv2d_1x1"]
+
+
+def host_of(kind: str):
+    """(host, its matrix, an input)"""
+    make, x = HOSTS[kind]
+    host = make().requires_grad_(False)
+    return host, host.weight.flatten(1), x
+
+
+@pytest.mark.parametrize("kind", EVERY)
+def test_loha_equals_hf(kind):
+    host, W, x = host_of(kind)
+    expected, hf = theirs("LoHaConfig", host, x, r=4, alpha=6)
+    m = LoHa(W, rank=4, alpha=6)
+    for name, pair in {"B1": "w1_a", "A1": "w1_b", "B2": "w2_a", "A2": "w2_b"}.items():
+        getattr(m, name).data = getattr(hf, f"hada_{pair}")["default"].data
+    assert_equal(m, host, x, expected)
+
+
+@pytest.mark.parametrize("kind", EVERY)
+@pytest.mark.parametrize("rank", [2, 18])
+def test_lokr_equals_hf(kind, rank):
+    """HF divides the channels of a 3 x 3 kernel, here 8 = 2 x 4: `factor` 2 divides their taps in the same way."""
+    host, W, x = host_of(kind)
+    expected, hf = theirs("LoKrConfig", host, x, r=rank, alpha=6, decompose_factor=2)
+    m = LoKr(W, rank=rank, alpha=6, factor=2)
+    m.C.data = hf.lokr_w1["default"].data
+    if m.thin:
+        m.B.data, m.A.data = hf.lokr_w2_a["default"].data, hf.lokr_w2_b["default"].data
+    else:
+        m.D.data = hf.lokr_w2["default"].data.flatten(1)
+    assert_equal(m, host, x, expected)
+
+
+def test_fourierft_equals_hf():
+    """Places too, from the same seed; alpha is theirs over sqrt(out in)."""
+    host, W, x = host_of("linear")
+    expected, hf = theirs("FourierFTConfig", host, x, n_frequency=50, scaling=30.0, random_loc_seed=7)
+    m = FourierFT(W, frequencies=50, alpha=30.0 / (24 * 16) ** 0.5, projection_seed=7)
+    m.s.data = hf.fourierft_spectrum["default"].data
+    assert_equal(m, host, x, expected)
+
+
+def test_shira_equals_hf():
+    """Places too, from the same seed."""
+    host, W, x = host_of("linear")
+    expected, hf = theirs("ShiraConfig", host, x, r=2, random_seed=7)
+    m = SHiRA(W, rank=2, projection_seed=7)
+    m.v.data = hf.shira_weight["default"].data
+    assert_equal(m, host, x, expected)
+
+
+@pytest.mark.parametrize("kind", POINTWISE)
+@pytest.mark.parametrize("cayley", ["exact", "neumann"])
+def test_oft_equals_hf(kind, cayley):
+    """HF's series turns the other way than its exact formula; its 3 x 3 kernels are not the identity at the start."""
+    host, W, x = host_of(kind)
+    series = cayley == "neumann"
+    expected, hf = theirs("OFTConfig", host, x, oft_block_size=4, use_cayley_neumann=series)
+    m = OFT(W, block=4, cayley=cayley)
+    m.Q.data = hf.oft_R["default"].weight.data * (-1 if series else 1)
+    assert_equal(m, host, x, expected)
+
+
+def test_oft_turns_embeddings_as_hf():
+    host, x = nn.Embedding(9, 8).requires_grad_(False), torch.arange(9)
+    expected, hf = theirs("OFTConfig", host, x, oft_block_size=4, use_cayley_neumann=False)
+    m = OFT(host.weight.T, block=4, side="out")
+    m.Q.data = hf.oft_embedding_R["default"].weight.data
+    assert relative(m.weight(host.weight.T).T[x], expected) <= 1e-5
+
+
+@pytest.mark.filterwarnings("ignore")  # of the missing CUDA compiler
+@pytest.mark.parametrize("kind", EVERY)
+def test_boft_equals_hf_with_one_factor(kind):
+    """HF has no more than one without a CUDA compiler."""
+    host, W, x = host_of(kind)
+    expected, hf = theirs("BOFTConfig", host, x, boft_block_size=4)
+    m = BOFT(W, block=4, factors=1)
+    square = hf.boft_R["default"].data[0]
+    rows, columns = torch.triu_indices(4, 4, 1)
+    m.Q.data = ((square - square.mT) / 2)[None, :, rows, columns]
+    m.c.data = hf.boft_s["default"].data.flatten()
+    assert_equal(m, host, x, expected)
+
+
+@pytest.mark.parametrize("factors", [2, 3])
+def test_boft_pairs_the_places_that_hf_pairs(factors):
+    layer = pytest.importorskip("peft.tuners.boft.layer")
+    m = BOFT(torch.randn(3, 32), block=4, factors=factors)
+    for j in range(factors):
+        expected = layer.BOFTLayer.block_butterfly_perm(None, 32, 8 >> j, 2, factors - 1)
+        window = 4 << factors - 1
+        mine = torch.cat([m.places(j, window) + start for start in range(0, 32, window)])
+        assert torch.equal(mine, expected.argsort())  # HF's are those of P^T
+
+
+@pytest.mark.parametrize("kind", EVERY)
+def test_hra_equals_hf(kind):
+    host, W, x = host_of(kind)
+    expected, hf = theirs("HRAConfig", host, x, r=4)
+    m = HRA(W, rank=4)
+    m.U.data = hf.hra_u["default"].data.T
+    assert_equal(m, host, x, expected)
+
+
 # Counts --------------------------------------------------------------------------------------------------------------
 
 
@@ -162,6 +403,13 @@ def test_a_turned_input_keeps_no_more_than_lora(cls, options):
         # DeBERTa-v3-base, all linear layers of 12 blocks: the rotations' own numbers
         (lambda: count("boft", *[(768, 768)] * 4, (3072, 768), (768, 3072), scale=False, copies=12), 580_608),
         (lambda: count("oft", *[(768, 768)] * 4, (3072, 768), (768, 3072), block=16, copies=12), 622_080),
+        # FourierFT, arXiv 2405.03003: RoBERTa-base and large, q and v
+        (lambda: count("fourierft", *[(768, 768)] * 2, frequencies=1000, copies=12), 24_000),
+        (lambda: count("fourierft", *[(1024, 1024)] * 2, frequencies=1000, copies=24), 48_000),
+        (lambda: count("loha", (3072, 768), rank=4), 2 * 4 * (3072 + 768)),
+        (lambda: count("lokr", (768, 768), rank=8), 24 * 24 + 8 * (32 + 32)),
+        (lambda: count("lokr", (768, 768), rank=16), 24 * 24 + 32 * 32),
+        (lambda: count("shira", (3072, 768), rank=8), 8 * (3072 + 768)),
         (lambda: count("hra", (4096, 11008), rank=8), 8 * 11008),
     ],
 )
