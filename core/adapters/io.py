@@ -79,6 +79,35 @@ def adapter_tensors(model: nn.Module, name: str) -> dict[str, Tensor]:
     return found
 
 
+def sketches(model: nn.Module, name: str) -> dict[str, list[float]]:
+    """buffer name -> [elements, a weighted sum, norm] of those that a seed makes again and no file holds, over all
+    sites: numbers that another seed or generator would not give. Not a hash: processors round differently."""
+    state, adapter = state_of(model), record(model, name)
+    holders = [state.method(bound) for bound in adapter.bound]
+    holders += [state.tokens[name]] if name in state.tokens else []
+    found: dict[str, list[Tensor]] = {}
+    seen = set()
+    for holder in holders:
+        kept = holder.state_dict(keep_vars=True)
+        for key, tensor in holder.named_buffers():
+            own = key not in kept and key not in getattr(holder, "resumes", ())
+            if own and id(tensor) not in seen:
+                seen.add(id(tensor))
+                found.setdefault(key, []).append(tensor)
+    return {key: _sketch(tensors) for key, tensors in sorted(found.items())}
+
+
+@torch.no_grad()
+def _sketch(tensors: list[Tensor]) -> list[float]:
+    total = square = 0.0
+    for number, tensor in enumerate(tensors, 1):
+        flat = (torch.view_as_real(tensor) if tensor.is_complex() else tensor).reshape(-1)
+        sample = flat[:: max(1, flat.numel() // SAMPLES)].double().cpu()
+        weights = torch.cos(number * torch.arange(1.0, len(sample) + 1, dtype=torch.float64))
+        total, square = total + float(sample @ weights), square + float(sample @ sample)
+    return [sum(t.numel() for t in tensors), total, square**0.5]
+
+
 def _base_once(model: nn.Module) -> dict[str, Tensor]:
     """As `_base`, live, tied tensors once, under their first name."""
     seen, found = set(), {}
@@ -119,9 +148,11 @@ def save_adapter(
         "targets": list(adapter.targets),
         "path": adapter.path,
         "roles": roles,
-        "sites": [bound.site.key for bound in adapter.bound],
+        "sites": [bound.key for bound in adapter.bound],
+        "seeded": sketches(model, name),
         "in_place": adapter.in_place,
         "budget": adapter.budget and asdict(adapter.budget),
+        "parts": saved(adapter),
         "head": any(key.startswith("head|") for key in tensors),
         "base": {
             "fingerprint": (adapter.in_place and state.base_fingerprint) or fingerprint(model),
@@ -212,6 +243,7 @@ def load_adapter(
         expected = adapter_tensors(model, name)
         if strict:
             _compare(expected, tensors, directory)
+            _same_seeded(sketches(model, name), content.get("seeded", {}), content, directory)
         with torch.no_grad():
             for key, tensor in expected.items():
                 if key in tensors and tensors[key].shape == tensor.shape:
@@ -248,6 +280,28 @@ def _same_base(model: nn.Module, content: dict, directory, strict: bool) -> None
         f"{saved['fingerprint']}, a {saved['backbone']} in {saved['dtypes']}",
         "load the base that the adapter was trained on (strict=False loads it anyway)",
     )
+
+
+def _same_seeded(now: dict, saved: dict, content: dict, directory) -> None:
+    """AdapterError where a buffer that its seed made again is not the one that the adapter was trained with."""
+
+    def other(a: list[float], b: list[float]) -> bool:
+        return a[0] != b[0] or any(
+            abs(x - y) > 1e-4 * max(a[2], b[2], 1e-12) for x, y in zip(a[1:], b[1:], strict=True)
+        )
+
+    problems = [
+        Problem(
+            f"{directory}: buffer {key}",
+            "its seed gives other values here than when the adapter was saved",
+            f"torch {content['versions']['torch']} gave the saved ones",
+            "use that version of torch and of the method",
+        )
+        for key, sketch in saved.items()
+        if key not in now or other(now[key], sketch)
+    ]
+    if problems:
+        raise AdapterError(problems=problems)
 
 
 def _compare(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], directory) -> None:

@@ -11,8 +11,9 @@ import pytest
 import torch
 from torch import nn
 
-from core.adapters import attach, detach, files, head, merge, set_active, trainable, unmerge
+from core.adapters import attach, detach, files, head, merge, projection, set_active, trainable, unmerge
 from core.adapters.io import fingerprint, load_adapter, save_adapter
+from core.adapters.methods import vera
 from core.errors import AdapterError, ConfigError, FingerprintError, TrainingError
 
 ROLES = {"attn.q": "layers.*.self_attn:in_proj_weight[0/3]", "mlp.in": "layers.*.linear1", "mlp": "layers.*.linear2"}
@@ -279,3 +280,20 @@ def test_prompts_come_back(tmp_path):
     other = load_adapter(build("bert").net, tmp_path, example=((), {"input_ids": tokens}), roles={})
     with torch.no_grad():
         assert torch.equal(other(tokens).logits, net(tokens).logits)
+
+
+def test_what_a_seed_made_again_must_be_what_was_trained(tmp_path, monkeypatch):
+    """VeRA's random pair is in no file; another generator must not pass for it."""
+    net = adapted("vera", rank=4)
+    save_adapter(net, tmp_path)
+    seeded = json.loads((tmp_path / "adapter.json").read_text())["seeded"]
+    assert set(seeded) == {"A", "B"} and not any(key.endswith(("|A", "|B")) for key in files.read(tmp_path)[1])
+    load_adapter(Net(), tmp_path, roles=ROLES, example=example())
+    monkeypatch.setattr(vera, "generator", lambda seed: projection.generator(seed + 1))
+    projection._held.clear()  # `net` holds its own
+    bare = Net()
+    with pytest.raises(AdapterError, match="buffer A") as error:
+        load_adapter(bare, tmp_path, roles=ROLES, example=example())
+    assert len(error.value.problems) == 2 and "its seed gives other values" in str(error.value)
+    assert not hasattr(bare, "_peft"), "a failed load leaves nothing behind"
+    load_adapter(bare, tmp_path, roles=ROLES, example=example(), strict=False)
