@@ -55,8 +55,9 @@ def _parser() -> argparse.ArgumentParser:
         command.set_defaults(run=run)
         return command
 
-    command = add("methods", methods, "methods, or one method: formula, source, options, defaults")
+    command = add("methods", methods, "methods and where they work, or one method: formula, source, options, defaults")
     command.add_argument("name", nargs="?", help="a method or preset")
+    command.add_argument("--write", type=Path, metavar="FILE", help="all of it as one page: docs/methods.md")
     command = add("backbones", backbones, "backbones and their roles")
     command.add_argument("domain", nargs="?", help="a field: a folder of domains/")
     command = add("plan", plan, "sites, parameters, bytes and saved activations before any training")
@@ -101,10 +102,18 @@ def methods(args: argparse.Namespace) -> None:
     """The table of methods; with a name, everything that its file says."""
     from core import catalog
 
+    if args.write is not None:
+        from core.methods_page import page
+
+        args.write.write_text(page(), encoding="utf-8")
+        print(args.write)
+        return
     if args.name is None:
         found = [catalog.method(name) for name in catalog.methods()]
         print(table(("method", "face", "what it does"), [(m.name, m.face, m.title) for m in found]))
-        print("\none of them: atlas methods NAME")
+        for face in dict.fromkeys(m.face for m in found):
+            _matrix(face, [m.name for m in found if m.face == face])
+        print("\none of them, and why not where it does not work: atlas methods NAME")
         return
     presets = catalog.groups("").get("adapter", {})
     name, settings = args.name, {}
@@ -113,11 +122,26 @@ def methods(args: argparse.Namespace) -> None:
         settings = settings.get("adapter", settings)
         module = str(settings.get("_target_", "")).rpartition(".")[0]
         print(f"preset {name}: {comment}\n")
+        if "parts" in settings:
+            _parts(name, settings)
+            return
         name = module.rpartition(".")[2]
     elif name in presets:
         _, settings = catalog.preset(presets[name])
         settings = settings.get("adapter", settings)
     _one_method(catalog.method(name), settings, args.name)
+
+
+def _parts(name: str, settings: dict) -> None:
+    """The parts of a combination, each with what the preset sets."""
+    from core.parts import expand
+
+    rows = []
+    for part, own in expand(settings)[0]["parts"].items():
+        options = ", ".join(f"{key} {value}" for key, value in own.items() if key != "_target_" and value is not None)
+        rows.append((part, own.get("_target_", "").rpartition(".")[2], options or "-"))
+    print(table(("part", "method", "options"), rows))
+    print(f"\none of them: atlas methods PART\nuse  adapter={name} adapter.parts.{rows[0][0]}.OPTION=...")
 
 
 def _one_method(method, settings: dict, preset: str) -> None:
@@ -132,7 +156,36 @@ def _one_method(method, settings: dict, preset: str) -> None:
         print("\n" + table(("option", "preset", "default", "type"), rows))
     targets = settings.get("targets") or method.targets
     print(f"\nface {method.face}   roles {', '.join(targets) or '(its own selection)'}   file {_short(method)}")
+    _works(method.name, settings)
     print(f"use  adapter={preset}" + (f" adapter.{options[0].name}=..." if options else ""))
+
+
+def _matrix(face: str, names: list[str]) -> None:
+    """Which method of a face works on which kind of layer, module or port."""
+    from core.adapters import matrix
+
+    if columns := matrix.columns(face):
+        kinds = tuple(name for name, _ in columns)
+        rows = []
+        for name in names:
+            try:
+                rows.append((name, *map(str, matrix.row(name))))
+            except Exception as error:  # of a package that is installed, not ours
+                rows.append((name, *["?"] * (len(kinds) - 1), f"? {type(error).__name__}: {error}"))
+        print("\n" + table((face, *kinds), rows))
+
+
+def _works(name: str, settings: dict) -> None:
+    """The row of one method, a preset's options in place."""
+    from core.adapters import matrix, methods
+    from core.methods_page import refusals
+
+    options = {k: v for k, v in settings.items() if k in methods.options(methods.find(name))}
+    row = matrix.row(name, options)
+    if works := [cell.kind for cell in row if not cell.reason]:
+        print(f"works on {', '.join(works)}")
+    for kinds, reason in refusals(row):
+        print(textwrap.fill(f"not on {kinds}: {reason}", 120, subsequent_indent="       "))
 
 
 def _short(method) -> str:

@@ -23,7 +23,13 @@ def atlas(capsys, *words) -> tuple[int, str, str]:
 def test_methods_lists_every_method(capsys):
     code, out, _ = atlas(capsys, "methods")
     assert code == 0
-    assert [line.split()[0] for line in out.splitlines()[1:] if line[:1].strip()][:-1] == catalog.methods()
+    listed, *matrices = out.split("\n\n")
+    assert [line.split()[0] for line in listed.splitlines()[1:] if line[:1].strip()] == catalog.methods()
+    (head, *rows), *_ = [block.splitlines() for block in matrices if block.startswith("weight ")]
+    cells = {name: dict(zip(head.split()[1:], works, strict=True)) for name, *works in map(str.split, rows)}
+    assert list(cells) == catalog.methods("weight")
+    assert set(cells["lora"].values()) == {"yes"}, "LoRA works on every layer"
+    assert cells["hira"]["embedding"] == cells["dora"]["standardised"] == "no"
 
 
 def test_a_method_says_what_it_is(capsys):
@@ -32,6 +38,8 @@ def test_a_method_says_what_it_is(capsys):
     assert "preset rslora" in out and "W' = W + s B A" in out and "arXiv 2106.09685" in out
     row = next(line.split() for line in out.splitlines() if line.startswith("rank "))
     assert row == ["rank", "32", "8", "int"]
+    _, out, _ = atlas(capsys, "methods", "hira")
+    assert "works on linear, rows, conv," in out and "not on embedding: B A would be as large as the table" in out
 
 
 def test_a_preset_of_every_kind_is_described(capsys):
