@@ -31,20 +31,20 @@ def attention_forward(host, inner, *args, **kwargs):
     place: Place = host.__dict__[ADAPTERS][PLACE]
     if not place.tokens.names():
         return inner(*args, **kwargs)
-    flags = place.tokens.port.flags
+    flags, calls = place.tokens.port.flags, []
     before = {name: getattr(host, name) for name, _ in flags}
     for name, value in flags:
         setattr(host, name, value)
     try:
-        with InFront(place.tokens, place.index) as seen:
+        with InFront(place.tokens, place.index, calls):
             output = inner(*args, **kwargs)
     finally:
         for name, value in before.items():
             setattr(host, name, value)
-    if seen.calls != 1:
+    if len(calls) != 1:
         raise UnsupportedError(
             f"{type(host).__name__} {place.keyword}",
-            f"{seen.calls} calls of scaled_dot_product_attention",
+            f"{len(calls)} calls of scaled_dot_product_attention",
             "exactly one: virtual keys and values enter there",
             "attn_implementation=sdpa where the library has it; else a weight or activation method",
         )
@@ -54,11 +54,12 @@ def attention_forward(host, inner, *args, **kwargs):
 
 
 class InFront(TorchFunctionMode):
-    """Sees the attention call of one forward."""
+    """Sees the attention calls of one forward, and notes each in `calls`: a list outside, because a compiled graph
+    keeps no number on a mode."""
 
-    def __init__(self, tokens: Tokens, layer: int):
+    def __init__(self, tokens: Tokens, layer: int, calls: list):
         super().__init__()
-        self.tokens, self.layer, self.calls = tokens, layer, 0
+        self.tokens, self.layer, self.calls = tokens, layer, calls
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         if function is F.scaled_dot_product_attention:
@@ -68,7 +69,7 @@ class InFront(TorchFunctionMode):
         return function(*args, **(kwargs or {}))
 
     def attend(self, query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, **more) -> Tensor:
-        self.calls += 1
+        self.calls.append(self.layer)
         tokens, names = self.tokens, self.tokens.names()
         if tokens.routing.rows is None:
             own = tokens.methods[names[0]](self.layer)
