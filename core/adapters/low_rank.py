@@ -11,6 +11,8 @@ from torch import Tensor
 
 from core.adapters.base import Factors, WeightMethod
 
+OVER = 8  # directions beside the wanted ones in power iterations: without them the last ones converge slowly
+
 
 class LowRankMethod(WeightMethod):
     """Subclasses write `weight` and `factors`."""
@@ -32,7 +34,12 @@ def offset(A: Tensor, B: Tensor, A0: Tensor, B0: Tensor, scale: float) -> Factor
 def leading(W: Tensor, rank: int, niter: int) -> tuple[Tensor, Tensor, Tensor]:
     """U (out, rank), S (rank), Vt (rank, in) of the largest singular values: exact, or by `niter` power iterations."""
     if niter:
-        U, S, V = torch.svd_lowrank(W, q=rank, niter=niter)
-        return U, S, V.T
-    U, S, Vt = torch.linalg.svd(W, full_matrices=False)
+        U, S, V = torch.svd_lowrank(W, q=min(rank + OVER, *W.shape), niter=niter)
+        Vt = V.T
+    else:
+        U, S, Vt = torch.linalg.svd(W, full_matrices=False)
     return U[:, :rank], S[:rank], Vt[:rank]
+
+
+def refuses_alpha(alpha: float) -> str:
+    return "" if alpha > 0 else f"alpha {alpha}: a positive number"

@@ -10,10 +10,17 @@ import torch
 from torch import nn
 
 from core.adapters import attach, methods
+from core.adapters.cost import saved_bytes
 from core.adapters.hosts import op_for
 from core.adapters.methods.bone import Bone
+from core.adapters.methods.delora import DeLoRA
 from core.adapters.methods.hira import HiRA
+from core.adapters.methods.lora_fa import LoRAFA
+from core.adapters.methods.lora_xs import LoRAXS
 from core.adapters.methods.miss import MiSS
+from core.adapters.methods.olora import OLoRA
+from core.adapters.methods.pissa import PiSSA
+from core.adapters.methods.randlora import RandLoRA
 from core.adapters.methods.vera import VeRA
 from tests.core.adapters.hosts_under_test import One, relative, shaken, through_output, through_weight
 from tests.core.adapters.test_counts import D, F, count
@@ -24,6 +31,12 @@ SMALL = {
     "vera": dict(rank=5),
     "miss": dict(rank=4),
     "bone": dict(rank=2),
+    "lora_fa": dict(rank=3),
+    "pissa": dict(rank=3),
+    "olora": dict(rank=3),
+    "lora_xs": dict(rank=4),
+    "randlora": dict(rank=4, alpha=80),
+    "delora": dict(rank=3),
 }
 
 
@@ -82,6 +95,88 @@ def test_bone_works_in_blocks():
     assert relative(m.weight(W), expected) <= 1e-6
 
 
+def test_lora_fa_trains_b_alone():
+    W = torch.randn(6, 5)
+    m = shaken(LoRAFA(W, rank=2, alpha=6), by=0.5)
+    assert [n for n, _ in m.named_parameters()] == ["B"] and set(m.state_dict()) == {"A", "B"}
+    assert relative(m.weight(W), W + 3 * m.B @ m.A) <= 1e-6
+    assert m.A.abs().max() <= 5**-0.5 and m.A.abs().max() > 0, "LoRA's start"
+
+
+def test_lora_fa_keeps_no_input():
+    """LoRA keeps the input of a layer, LoRA-FA the product of rank r."""
+    kept = {}
+    for name in ("lora", "lora_fa"):
+        net, x = One(nn.Linear(64, 48)), torch.randn(32, 64)
+        attach(net, name, targets=["fc"], roles={"fc": "layer"}, example=((x,), {}), rank=2)
+        kept[name] = saved_bytes(lambda net=net, x=x: net(x), net)
+    assert kept == {"lora": 4 * 32 * 64, "lora_fa": 4 * 32 * 2}
+
+
+@pytest.mark.parametrize("niter", [0, 8])
+def test_pissa_takes_the_principal_part(niter):
+    W = torch.randn(40, 30)
+    m = PiSSA(W, rank=3, alpha=6, niter=niter)
+    start = 2 * m.B0 @ m.A0
+    S = torch.linalg.svdvals(W)
+    assert abs(float((W - start).norm() / S[3:].norm()) - 1) <= 1e-4, "the best approximation of rank 3"
+    assert (
+        relative(m.A0 @ m.A0.T, torch.diag(S[:3] / 2)) <= 1e-4
+        and relative(m.B0.T @ m.B0, torch.diag(S[:3] / 2)) <= 1e-4
+    )
+    shaken(m, by=0.5)
+    assert relative(m.weight(W), W + 2 * (m.B @ m.A - m.B0 @ m.A0)) <= 1e-6
+
+
+def test_olora_takes_the_first_columns():
+    W = torch.randn(6, 8)
+    m = OLoRA(W, rank=3, alpha=6)
+    assert relative(m.B0.T @ m.B0, torch.eye(3)) <= 1e-6
+    assert relative((m.B0 @ m.A0)[:, :3], W[:, :3]) <= 1e-6, "R is triangular"
+    shaken(m, by=0.5)
+    assert relative(m.weight(W), W + 2 * (m.B @ m.A - m.B0 @ m.A0)) <= 1e-6
+
+
+@pytest.mark.parametrize("niter", [0, 8])
+def test_lora_xs_works_between_singular_vectors(niter):
+    W = torch.randn(40, 30)
+    m = shaken(LoRAXS(W, rank=4, alpha=8, niter=niter), by=0.5)
+    U, S, Vt = torch.linalg.svd(W)
+    signs = (m.A * Vt[:4]).sum(1).sign()  # a decomposition is unique but for signs
+    R = signs[:, None] * m.R * signs
+    assert relative(m.weight(W), W + 2 * U[:, :4] @ torch.diag(S[:4]) @ R @ Vt[:4]) <= 1e-3
+    assert [n for n, _ in m.named_parameters()] == ["R"]
+
+
+@pytest.mark.parametrize("shape", [(9, 7), (7, 9), (8, 8)])
+def test_randlora_sums_scaled_bases(shape):
+    W = torch.randn(shape)
+    m = shaken(RandLoRA(W, rank=3, alpha=6), by=0.5)
+    n, short = -(-min(shape) // 3), min(shape)
+    assert m.l.shape == (n, 3) and m.g.shape == (n, short)
+    expected = sum(m.B[:, j] @ torch.diag(m.l[j]) @ m.A @ torch.diag(m.g[j]) for j in range(n))
+    expected = expected if expected.shape == shape else expected.T
+    assert relative(m.weight(W), W + 2 * expected) <= 1e-6
+    assert torch.linalg.matrix_rank((m.weight(W) - W).double(), rtol=1e-4) == short, "full rank from rank 3"
+
+
+def test_delora_keeps_directions_and_strength_apart():
+    W = torch.randn(6, 5)
+    m = DeLoRA(W, rank=2, lambda_initial=3.0)
+
+    def D(A, B, lam):
+        parts = [torch.outer(B[:, k] / B[:, k].norm(), A[k] / A[k].norm()) for k in range(2)]
+        return lam / 2 * sum(parts) * W.norm(dim=0)
+
+    D0 = D(m.A0, m.B0, 3.0)
+    shaken(m, by=0.5)
+    assert relative(m.weight(W), W + D(m.A, m.B, m.lam) - D0) <= 1e-6
+    before = m.weight(W)
+    with torch.no_grad():
+        m.A.mul_(7), m.B.mul_(0.1)
+    assert relative(m.weight(W), before) <= 1e-6, "lengths of A and B do not count"
+
+
 # Start and count -----------------------------------------------------------------------------------------------------
 
 
@@ -108,6 +203,7 @@ LLAMA = [*[(D, D)] * 4, (F, D), (F, D), (D, F)]
     [
         (lambda: count("vera", *[(768, 768)] * 2, rank=1024, copies=12), 43_008),  # RoBERTa-base: 0.043 M
         (lambda: count("vera", *[(1024, 1024)] * 2, rank=256, copies=24), 61_440),  # RoBERTa-large: 0.061 M
+        (lambda: count("lora_xs", *[(1024, 1024)] * 4, rank=25, copies=24), 60_000),  # RoBERTa-large: 60 K
         (lambda: count("miss", *LLAMA, rank=64, copies=32), 87_031_808),  # LLaMA-2-7B: 87.0 M
     ],
     ids=lambda v: str(v) if isinstance(v, int) else "",
@@ -123,6 +219,12 @@ def test_published_counts(ours, published):
         ("vera", lambda o, i, r: r + o),
         ("miss", lambda o, i, r: r * o),
         ("bone", lambda o, i, r: r * o),
+        ("lora_fa", lambda o, i, r: r * o),
+        ("pissa", lambda o, i, r: r * (o + i)),
+        ("olora", lambda o, i, r: r * (o + i)),
+        ("lora_xs", lambda o, i, r: r * r),
+        ("randlora", lambda o, i, r: 4 * (r + 24)),
+        ("delora", lambda o, i, r: r * (o + i) + 1),
     ],
 )
 def test_counts(name, formula):
@@ -196,9 +298,42 @@ def test_bone_equals_hf():
     same(m, host, x, expected)
 
 
+@pytest.mark.parametrize("start", ["pissa", "olora"])
+@pytest.mark.parametrize(("out", "columns"), [(8, 6), (6, 10)])
+def test_starts_from_w_equal_hf(start, out, columns):
+    """HF puts the residual in the base; ours keeps it, and gives the same outputs."""
+    host, x = nn.Linear(columns, out), torch.randn(3, columns)
+    expected, theirs = hf("LoraConfig", host, x, r=3, lora_alpha=6, init_lora_weights=start)
+    m = {"pissa": PiSSA, "olora": OLoRA}[start](host.weight, rank=3, alpha=6)
+    m.A.data, m.B.data = theirs["lora_A"], theirs["lora_B"]
+    same(m, host, x, expected)
+
+
+@pytest.mark.parametrize(("out", "columns"), [(9, 7), (7, 9), (8, 8)])
+def test_randlora_equals_hf(out, columns):
+    """The random bases too, in the order in which HF pairs them."""
+    host, x = nn.Linear(columns, out), torch.randn(3, columns)
+    expected, theirs = hf("RandLoraConfig", host, x, r=3, randlora_alpha=6, projection_prng_key=7)
+    m = RandLoRA(host.weight, rank=3, alpha=6, projection_seed=7)
+    assert torch.equal(m.A, theirs["randlora_A"][:, 0].float())
+    assert torch.equal(m.B.transpose(1, 2).flatten(1), theirs["randlora_B"].float().flatten(1))
+    m.l.data, m.g.data = theirs["randlora_lambda"].T.contiguous(), theirs["randlora_gamma"]
+    same(m, host, x, expected)
+
+
+def test_delora_equals_hf():
+    """HF starts at B = 0, so there is nothing to subtract."""
+    host, x = nn.Linear(6, 8), torch.randn(3, 6)
+    expected, theirs = hf("DeloraConfig", host, x, r=3, delora_lambda=2)
+    m = DeLoRA(host.weight, rank=3, lambda_initial=2.0)
+    m.B0.zero_()
+    m.A.data, m.B.data, m.lam.data = theirs["delora_A"], theirs["delora_B"], theirs["delora_lambda"][0]
+    same(m, host, x, expected)
+
+
 # Random projections --------------------------------------------------------------------------------------------------
 
-PROJECTED = {"vera": dict(rank=5)}
+PROJECTED = {"vera": dict(rank=5), "randlora": dict(rank=3)}
 
 
 def buffers(m):
@@ -224,11 +359,25 @@ def test_a_projection_is_shared_and_follows_its_seed(name):
 
 @pytest.mark.parametrize("name", PROJECTED)
 def test_one_projection_for_all_shapes(name):
-    """As HF has it: every site takes its part of the largest."""
+    """As HF has it: every site takes its part of the largest, here through two layers of two shapes."""
     cls, shape = methods.find(name), [10, 9]
-    m = cls(torch.randn(8, 6), **PROJECTED[name], projection_shape=shape)
-    full = cls(torch.randn(10, 9), **PROJECTED[name])
-    assert torch.equal(m.A, full.A[:, :6]) and torch.equal(m.B, full.B[:8])
+    peft, kind = pytest.importorskip("peft"), {"vera": "Vera", "randlora": "RandLora"}[name]
+    net, x = nn.Sequential(nn.Linear(9, 6), nn.Linear(6, 10)), torch.randn(3, 9)
+    config = getattr(peft, f"{kind}Config")(target_modules=["0", "1"], r=PROJECTED[name]["rank"])
+    theirs, expected = peft.get_peft_model(copy.deepcopy(net), config), x
+    for number, layer in enumerate(net):
+        m = cls(layer.weight, **PROJECTED[name], projection_shape=shape)
+        with torch.no_grad():
+            hf = theirs.base_model.model[number]
+            pairs = [("b", "vera_lambda_b"), ("d", "vera_lambda_d")]
+            pairs = pairs if name == "vera" else [("l", "randlora_lambda"), ("g", "randlora_gamma")]
+            for ours, name_of_theirs in pairs:
+                parameter = getattr(m, ours)
+                parameter.normal_()
+                other = getattr(hf, name_of_theirs)["default"]
+                other.copy_(parameter.T if ours == "l" else parameter)
+            expected = through_weight(m, op_for(layer, "weight"), layer, expected)
+    assert relative(theirs(x), expected) <= 5e-6
     given = {**methods.options(cls), **PROJECTED[name], "projection_shape": shape}
     assert cls.refuses("Linear", (8, 6), given) == ""
     assert "at least (11, 6)" in cls.refuses("Linear", (11, 6), given)
@@ -249,6 +398,10 @@ def test_seeds_keep_their_meaning():
         ("hira", "Embedding", (8, 90), {}, "90 x 8"),
         ("hira", "Linear", (8, 9), dict(rank=0), "rank 0"),
         ("vera", "Embedding", (8, 90), {}, "use lora"),
+        ("lora_fa", "Embedding", (8, 90), {}, "use lora"),
+        ("lora_xs", "Embedding", (8, 90), {}, "use lora"),
+        ("randlora", "Embedding", (8, 90), {}, "use lora"),
+        ("pissa", "Linear", (8, 9), dict(alpha=0.0), "positive"),
         ("miss", "Embedding", (8, 90), {}, "use lora"),
         ("bone", "Embedding", (8, 90), {}, "use lora"),
         ("bone", "Linear", (8, 12), dict(rank=3), "does not divide (8, 12) into blocks: use miss, or a divisor of 4"),
@@ -291,5 +444,5 @@ def test_a_small_network_learns(name):
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
-        losses.append(float(loss))
+        losses.append(float(loss.detach()))
     assert losses[-1] < 0.5 * losses[0], (losses[0], losses[-1])

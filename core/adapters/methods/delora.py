@@ -1,0 +1,59 @@
+"""DeLoRA.  W' = W + D - D0,  D = (lam / r) B diag(1 / (|a_k| |b_k|)) A diag(c)        c_j = ||W[:, j]||
+Bini et al. 2025, arXiv 2503.18225; a_k are the rows of A, b_k the columns of B; D0 is D at the start, frozen
+Parameters  r (in + out) + 1 per site; A0 and B0 are kept beside them, frozen.
+Start       A, B random and lam = lambda_initial, so D = D0 and W' = W to the bit.
+Differs     the norm of W is taken per column, as the authors' code and HF peft do; the paper's formula has one norm.
+            The paper subtracts D0 from W; here W stays. HF peft starts with B = 0 instead, where |b_k| is cut at 1e-4
+            and the first gradients are 10^4 times too long.
+            A matrix smaller than r gets the rank it has room for; the divisor stays r.
+Hosts       all.
+Shapes      W (out, in)   A, A0 (r, in)   B, B0 (out, r)   lam ()   c (in)
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from core.adapters.base import kaiming
+from core.adapters.low_rank import LowRankMethod, offset
+from core.adapters.methods.lora import refuses_excess, refuses_rank, room
+
+SHORTEST = 1e-4  # |a_k| and |b_k| count as this much at least
+
+
+class DeLoRA(LowRankMethod):
+    def __init__(self, W, *, rank: int = 8, lambda_initial: float = 15.0):
+        super().__init__()
+        rows, self.rank, self.lam0 = room(W, rank), rank, lambda_initial
+        self.register_buffer("A0", kaiming(rows, W.shape[1]).to(W))
+        self.register_buffer("B0", kaiming(W.shape[0], rows).to(W))
+        self.register_buffer("c", torch.linalg.vector_norm(W.detach(), dim=0), persistent=False)
+        self.A = nn.Parameter(self.A0.clone())
+        self.B = nn.Parameter(self.B0.clone())
+        self.lam = nn.Parameter(W.new_tensor(lambda_initial))
+
+    def weight(self, W):
+        A, B, _, _ = self.factors()
+        return W + B @ A
+
+    def factors(self):
+        """D and D0 as products of unit vectors; both are computed alike, so that they cancel to the bit."""
+        A, A0 = (unit(M, 1) * self.c for M in (self.A, self.A0))
+        B, B0 = (
+            unit(self.B, 0) * (self.lam / self.rank),
+            unit(self.B0, 0) * (self.lam.new_tensor(self.lam0) / self.rank),
+        )
+        return offset(A, B, A0, B0, 1.0)
+
+    @classmethod
+    def refuses(cls, host, shape, options):
+        return refuses_rank(options["rank"])
+
+    @classmethod
+    def refuses_all(cls, shapes, options):
+        return refuses_excess(shapes, options["rank"])
+
+
+def unit(M, axis: int):
+    return M / torch.linalg.vector_norm(M, dim=axis, keepdim=True).clamp_min(SHORTEST)

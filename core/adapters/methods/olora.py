@@ -1,0 +1,43 @@
+"""OLoRA.  W' = W + s (B A - B0 A0),  W = Q R,  B0 = Q[:, :r],  A0 = R[:r]        s = alpha / r
+Büyükakyüz 2024, arXiv 2406.01775
+Parameters  r (in + out) per site; A0 and B0 are kept beside them, frozen.
+Start       B = B0 with orthonormal columns, A = A0, so W' = W to the bit.
+Differs     the paper trains B A on W - s B0 A0; here W stays, the offset is part of W'.
+            A matrix smaller than r gets the rank it has room for; the scale stays that of r.
+Hosts       all.
+Shapes      W (out, in)   A, A0 (r, in)   B, B0 (out, r)
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from core.adapters.low_rank import LowRankMethod, offset
+from core.adapters.methods.lora import refuses_excess, refuses_rank, room
+
+
+class OLoRA(LowRankMethod):
+    def __init__(self, W, *, rank: int = 8, alpha: float = 16.0):
+        super().__init__()
+        self.scale, rows = alpha / rank, room(W, rank)
+        Q, R = torch.linalg.qr(W.detach())
+        self.register_buffer("A0", R[:rows].clone())
+        self.register_buffer("B0", Q[:, :rows].clone())
+        self.A = nn.Parameter(self.A0.clone())
+        self.B = nn.Parameter(self.B0.clone())
+
+    def weight(self, W):
+        A, B, scale, _ = self.factors()
+        return W + scale * B @ A
+
+    def factors(self):
+        return offset(self.A, self.B, self.A0, self.B0, self.scale)
+
+    @classmethod
+    def refuses(cls, host, shape, options):
+        return refuses_rank(options["rank"])
+
+    @classmethod
+    def refuses_all(cls, shapes, options):
+        return refuses_excess(shapes, options["rank"])

@@ -1,0 +1,44 @@
+"""PiSSA.  W' = W + s (B A - B0 A0),  s B0 A0 = U_r S_r V_r^T, the largest singular values of W        s = alpha / r
+Meng et al. 2024, arXiv 2404.02948
+Parameters  r (in + out) per site; A0 and B0 are kept beside them, frozen.
+Start       B = B0 = U_r sqrt(S_r / s),  A = A0 = sqrt(S_r / s) V_r^T, so W' = W to the bit.
+Differs     the paper trains B A on the residual W - s B0 A0; here W stays, the offset is part of W'.
+            niter > 0 takes the singular values by that many power iterations (seconds, not minutes, on a large layer).
+            A matrix smaller than r gets the rank it has room for; the scale stays that of r.
+Hosts       all.
+Shapes      W (out, in)   A, A0 (r, in)   B, B0 (out, r)
+"""
+
+from __future__ import annotations
+
+from torch import nn
+
+from core.adapters.low_rank import LowRankMethod, leading, offset, refuses_alpha
+from core.adapters.methods.lora import refuses_excess, refuses_rank, room
+
+
+class PiSSA(LowRankMethod):
+    def __init__(self, W, *, rank: int = 16, alpha: float = 16.0, niter: int = 0):
+        super().__init__()
+        self.scale = alpha / rank
+        U, S, Vt = leading(W, room(W, rank), niter)
+        root = (S / self.scale).sqrt()
+        self.register_buffer("A0", root[:, None] * Vt)
+        self.register_buffer("B0", U * root)
+        self.A = nn.Parameter(self.A0.clone())
+        self.B = nn.Parameter(self.B0.clone())
+
+    def weight(self, W):
+        A, B, scale, _ = self.factors()
+        return W + scale * B @ A
+
+    def factors(self):
+        return offset(self.A, self.B, self.A0, self.B0, self.scale)
+
+    @classmethod
+    def refuses(cls, host, shape, options):
+        return refuses_rank(options["rank"]) or refuses_alpha(options["alpha"])
+
+    @classmethod
+    def refuses_all(cls, shapes, options):
+        return refuses_excess(shapes, options["rank"])

@@ -1,0 +1,65 @@
+"""RandLoRA.  W' = W + s sum_j B_j diag(l_j) A diag(g_j),  j = 1..n,  n = ceil(min(in, out) / r)        s = alpha / r
+Albert et al. 2025, arXiv 2502.00987; for in > out the sum is transposed, so that g_j has the shorter side
+Parameters  n (r + min(in, out)) per site: a smaller r trains more.   Start  l = 0, so W' = W to the bit.
+Differs     A and the B_j are uniform, frozen, of variance 1, shared by sites of one shape, and not saved: the seed
+            makes them again, in bfloat16 as HF peft does. HF pairs the columns of its B with other rows of A; here they
+            are put in that order when drawn: the formula stays the paper's, and equal seeds give equal adapters.
+            `projection_shape` is the (out, in) of one projection for all shapes, each site taking its part.
+Hosts       all but embeddings, where the B_j would be as large as the table.
+Shapes      W (out, in)   A (r, short)   B (long, n, r)   l (n, r)   g (n, short)
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from core.adapters.base import WeightMethod
+from core.adapters.methods.lora import refuses_rank
+from core.adapters.projection import Seeded, generator, refuses_shape
+
+
+class RandLoRA(WeightMethod, Seeded):
+    size = ""  # a larger rank trains less
+
+    def __init__(
+        self,
+        W,
+        *,
+        rank: int = 32,
+        alpha: float = 640.0,
+        projection_seed: int = 0,
+        projection_shape: list[int] | None = None,
+    ):
+        super().__init__()
+        short, long = sorted(W.shape)
+        self.draw(bases, long, short, rank, projection_seed, projection_shape and tuple(projection_shape), like=W)
+        self.l = nn.Parameter(W.new_zeros(self.B.shape[1], rank))
+        self.g = nn.Parameter(W.new_full((self.B.shape[1], short), 1 / max(self.B.shape[1], short)))
+        self.scale, self.wide = alpha / rank, W.shape[0] < W.shape[1]
+
+    def weight(self, W):
+        A = (self.l[:, :, None] * self.A * self.g[:, None]).flatten(0, 1)  # (n r, short)
+        change = self.scale * self.B.flatten(1) @ A
+        return W + (change.T if self.wide else change)
+
+    @classmethod
+    def refuses(cls, host, shape, options):
+        if host == "Embedding":
+            return f"its random bases would be as large as the table, {shape[1]} x {shape[0]}: use lora"
+        return refuses_rank(options["rank"]) or refuses_shape(shape, options["projection_shape"])
+
+
+def bases(long: int, short: int, rank: int, seed: int, shape: tuple[int, int] | None):
+    """A (rank, short) and B (long, n, rank), cut from those for `shape` where it is given."""
+    full_short, full_long = sorted(shape or (long, short))
+    source = generator(seed)
+
+    def uniform(*shape):
+        return nn.init.kaiming_uniform_(torch.empty(shape, dtype=torch.bfloat16), a=5**0.5, generator=source)
+
+    A = uniform(rank, 1, full_short)[:, 0]
+    B = torch.cat([uniform(full_long, 1, rank) for _ in range(-(-full_short // rank))], 1)
+    A, n = A / A.std(), -(-short // rank)
+    B = (B / B.std())[:long, :n].reshape(long, rank, n)  # column k n + j of the drawn ones is column k of B_j
+    return {"A": A[:, :short].contiguous(), "B": B.transpose(1, 2).contiguous()}
