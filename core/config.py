@@ -16,7 +16,8 @@ from typing import Any
 
 from core import source
 from core.errors import ConfigError, DataError, Problem, did_you_mean
-from core.schema import ATTACH, METRIC, RUN, SWEEP, TOP, TRAINER, TUNING
+from core.parts import expand
+from core.schema import ATTACH, COMBINATION, METRIC, PART, RUN, SWEEP, TOP, TRAINER, TUNING
 from core.source import REQUIRED, UNREADABLE, Definition, Parameter
 
 # Sections without a `_target_` of their own.
@@ -63,6 +64,10 @@ def plain(cfg: Any) -> dict[str, Any]:
     found = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=False)
     if isinstance(found, dict) and "methods" not in (found.get("sweep") or {"methods"}):
         found["sweep"] = None  # `~sweep`: what an experiment changes of the preset is left over
+    if isinstance(found, dict) and isinstance(found.get("adapter"), dict):
+        whole, problems = expand(found["adapter"])
+        if not problems:
+            found["adapter"] = whole
     return found
 
 
@@ -152,41 +157,57 @@ def _constructor(where: str, node: Mapping[str, Any], definition: Definition) ->
 
 
 def _adapter(node: Mapping[str, Any], allowed: list[str] | None) -> list[Problem]:
-    """An adapter node: the method's keyword arguments, `attach`'s own keys, and roles that the backbone has."""
+    """An adapter node: one method, or a combination (core.parts)."""
+    if node.get("parts") is None:
+        return _method("adapter", node, allowed, ATTACH)
+    if not isinstance(node["parts"], (Mapping, list)):  # a preset leaves them to the user
+        return _keys("adapter", node, COMBINATION)
+    node, found = expand(node)
+    found += _keys("adapter", {key: value for key, value in node.items() if key != "parts"}, COMBINATION)
+    for part, own in node["parts"].items() if isinstance(node["parts"], Mapping) else ():
+        if "_target_" in own:
+            found += _method(f"adapter.parts.{part}", own, allowed, [p for p in ATTACH if p.name in PART])
+    return found
+
+
+def _method(
+    where: str, node: Mapping[str, Any], allowed: list[str] | None, attach: Iterable[Parameter]
+) -> list[Problem]:
+    """A method: its keyword arguments, what `attach` takes beside them, and roles that the backbone has."""
     found: list[Problem] = []
     if "_target_" not in node:
-        return _target("adapter", node, needed=True)
-    definition = _definition("adapter._target_", node["_target_"])
+        return _target(where, node, needed=True)
+    definition = _definition(f"{where}._target_", node["_target_"])
     if isinstance(definition, Problem):
         return [definition]
     given = {key: value for key, value in node.items() if key not in _HYDRA_KEYS}
     if definition is None:
-        found += _keys("adapter", {k: v for k, v in given.items() if k in {p.name for p in ATTACH}}, ATTACH)
+        found += _keys(where, {k: v for k, v in given.items() if k in {p.name for p in attach}}, attach)
     else:
         options = method_options(definition)
         if not definition.open:
-            found += _keys("adapter", given, (*options, *ATTACH))
+            found += _keys(where, given, (*options, *attach))
         missing = [p for p in options if p.required and p.name not in given]
-        found += [Problem(f"adapter.{p.name}", "missing", _words(p.annotation)) for p in missing]
+        found += [Problem(f"{where}.{p.name}", "missing", _words(p.annotation)) for p in missing]
         if node.get("budget") is not None:
-            found += _budget(node["budget"], definition, options)
+            found += _budget(f"{where}.budget", node["budget"], definition, options)
     targets = node.get("targets")
     if allowed and isinstance(targets, list):
         for i, role in enumerate(targets):
             if isinstance(role, str) and role != "all" and role not in allowed:
-                found.append(Problem(f"adapter.targets[{i}]", role, ", ".join(allowed), did_you_mean(role, allowed)))
+                found.append(Problem(f"{where}.targets[{i}]", role, ", ".join(allowed), did_you_mean(role, allowed)))
     return found
 
 
-def _budget(budget: Any, definition: Definition, options: Iterable[Parameter]) -> list[Problem]:
+def _budget(where: str, budget: Any, definition: Definition, options: Iterable[Parameter]) -> list[Problem]:
     """A budget is solved for the option that the method names in `size`."""
     found = []
     if not re.fullmatch(r"\s*\d[\d_]*(\.\d+)?(e\+?\d+)?\s*%?\s*", str(budget), re.IGNORECASE):
-        found.append(Problem("adapter.budget", _show(budget), "a count (50000, 1e5) or a share of the base (1%)"))
+        found.append(Problem(where, _show(budget), "a count (50000, 1e5) or a share of the base (1%)"))
     names = {p.name for p in options if p.type is int}
     if definition.attributes.get("size") not in names:
         fix = "leave the budget out, or this method"
-        found.append(Problem("adapter.budget", f"{definition.name} has no size to solve", "a method with one", fix))
+        found.append(Problem(where, f"{definition.name} has no size to solve", "a method with one", fix))
     return found
 
 

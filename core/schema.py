@@ -59,6 +59,15 @@ ATTACH = schema("""
     thin: bool
     verify: bool
 """)
+# What a combination takes beside its parts, and each part beside its method's options.
+COMBINATION = schema("""
+    parts: list | dict
+    name: str
+    path: Literal['auto', 'call', 'hook', 'weight']
+    thin: bool
+    verify: bool
+""")
+PART = ("targets", "path", "budget")
 PRECISIONS = "'32-true', 'bf16-mixed', '16-mixed', 'bf16-true', '16-true', '64-true', '32', '16', 'bf16', 32, 16, 64"
 # Arguments of lightning 2.6's Trainer that a YAML can hold; a test compares the names with the installed class.
 TRAINER = schema(f"""

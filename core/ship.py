@@ -41,7 +41,7 @@ def open_run(directory: Path) -> Shipped:
         cfg.task.update(json.loads((directory / LEARNED).read_text(encoding="utf-8")))
     backbone, task = assemble.make(cfg, "backbone", cfg.seed), assemble.make(cfg, "task", cfg.seed)
     name = cfg.adapter.get("name") or "default"
-    method = assemble.located(cfg.adapter["_target_"])
+    method = assemble.methods_of(cfg)
     load_adapter(backbone, directory / "adapter", name=name, head=task.head(backbone), method=method)
     return Shipped(cfg, backbone.eval(), task.eval(), head(backbone, name), name)
 

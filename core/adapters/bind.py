@@ -204,6 +204,7 @@ def install(state, net, adapter: Adapter, site: Site, path, why, method, op, sha
         shape,
         slot.key,
         name,
+        part=adapter.part,
     )
     adapter.bound.append(bound)
     return bound

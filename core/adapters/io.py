@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from core.adapters import files
+from core.adapters.combine import asked, saved
 from core.adapters.model import STATE, attach, detach, network, record, state_of
 from core.errors import AdapterError, ConfigError, FingerprintError, Problem
 
@@ -71,7 +72,7 @@ def adapter_tensors(model: nn.Module, name: str) -> dict[str, Tensor]:
     if adapter.in_place:
         found = {f"{_site(key)}|full|value": t for key, t in _base_once(model).items()}
     else:
-        found = {f"{bound.site.key}|{key}": t for bound, key, t in state.tensors(adapter)}
+        found = {f"{bound.key}|{key}": t for bound, key, t in state.tensors(adapter)}
         if name in state.tokens:
             found |= {f"tokens|{key}": t for key, t in state.tokens[name].state_dict(keep_vars=True).items()}
     if name in state.heads:
@@ -153,6 +154,7 @@ def save_adapter(
         "in_place": adapter.in_place,
         "budget": adapter.budget and asdict(adapter.budget),
         "parts": saved(adapter),
+        "parts": saved(adapter),
         "head": any(key.startswith("head|") for key in tensors),
         "base": {
             "fingerprint": (adapter.in_place and state.base_fingerprint) or fingerprint(model),
@@ -205,7 +207,7 @@ def load_adapter(
     name: str | None = None,
     strict: bool = True,
     head: nn.Module | None = None,
-    method: type | None = None,
+    method: type | Mapping[str, type] | None = None,
     path: str | None = None,
     roles: Mapping | None = None,
     example: tuple[tuple, dict] | Callable | None = None,
@@ -215,7 +217,7 @@ def load_adapter(
     name    under which it is attached; the saved name where None
     strict  False: another base is accepted; tensors missing, extra or of another shape are passed over
     head    the module that the saved head's tensors fill; without it they wait as a SavedHead
-    method  the class, where the adapter's method is not among the installed ones
+    method  the class, where the adapter's method is not among the installed ones; part -> class of a combination
     path    call | hook | weight | auto instead of the saved choice
     FingerprintError: another base. AdapterError lists every tensor that is missing, extra or of another shape."""
     content, tensors = files.read(directory)
@@ -229,15 +231,13 @@ def load_adapter(
         _compare(expected, {k: t for k, t in tensors.items() if not k.startswith("head|")}, directory)
     attach(
         model,
-        method or content["method"],
-        targets=content["targets"] or None,
         name=name,
         path=path or content["path"],
         roles=roles if roles is not None else {**getattr(model, "roles", {}), **content["roles"]},
         example=example,
         head=head,
         seed=0,
-        **content["options"],
+        **asked(content, method),
     )
     try:
         expected = adapter_tensors(model, name)

@@ -20,7 +20,7 @@ from core.errors import DeadSiteError, Problem
 
 def tensors(state: State, adapter: Adapter) -> dict[str, nn.Parameter]:
     """tensor key -> parameter of one adapter, head excluded."""
-    found = {f"{b.site.key}|{name}": p for b, name, p in state.tensors(adapter) if isinstance(p, nn.Parameter)}
+    found = {f"{b.key}|{name}": p for b, name, p in state.tensors(adapter) if isinstance(p, nn.Parameter)}
     if adapter.name in state.tokens:
         for name, p in state.tokens[adapter.name].named_parameters():
             found[f"tokens|{name}"] = p
@@ -34,9 +34,9 @@ def check_live(state: State, net: nn.Module, adapter: Adapter, example: Callable
     wanted = {}
     for bound, name, p in state.tensors(adapter):
         if p.requires_grad and name not in state.method(bound).exempt:
-            wanted[f"{bound.site.key}|{name}"] = p
+            wanted[f"{bound.key}|{name}"] = p
     asked = {key.rsplit("|", 1)[0] for key in wanted}
-    sharing = [b for b in adapter.bound if b.site.key not in asked]
+    sharing = [b for b in adapter.bound if b.key not in asked]
     if adapter.name in state.tokens:
         wanted |= {k: p for k, p in tensors(state, adapter).items() if k.startswith("tokens|")}
     dead: dict[str, list[str]] = {}
@@ -47,7 +47,7 @@ def check_live(state: State, net: nn.Module, adapter: Adapter, example: Callable
             loss = probe.pseudo_loss(example())
             for bound in sharing:
                 if state.slots[bound.slot].hits == hits[bound.slot]:
-                    dead.setdefault(bound.site.key, []).append(f"not read in {mode}")
+                    dead.setdefault(bound.key, []).append(f"not read in {mode}")
             grads = [None] * len(wanted)
             if wanted and loss is not None:  # a network may ask for gradients itself (Wav2Vec2 in training)
                 grads = torch.autograd.grad(loss, list(wanted.values()), allow_unused=True)
@@ -63,7 +63,7 @@ def check_live(state: State, net: nn.Module, adapter: Adapter, example: Callable
                 _to_weight(state, net, adapter, bound, f"passed by in {mode}")
             unread = consumed(state, adapter, example)
         for bound in unread:
-            dead.setdefault(bound.site.key, []).append(f"not read in {mode}")
+            dead.setdefault(bound.key, []).append(f"not read in {mode}")
 
     if adapter.name in state.tokens:
         run = tokens.watched(net, state.tokens[adapter.name], run, dead)
@@ -82,7 +82,7 @@ def check_live(state: State, net: nn.Module, adapter: Adapter, example: Callable
 
 def _skip(state: State, net: nn.Module, adapter: Adapter, keys: set[str]) -> None:
     """A selection chose by structure: parameters that the example does not reach are left out, and listed."""
-    for bound in [b for b in adapter.bound if b.site.key in keys]:
+    for bound in [b for b in adapter.bound if b.key in keys]:
         slot = state.slots[bound.slot]
         slot.parts = [part for part in slot.parts if part.method != bound.method]
         del slot.methods[bound.method]

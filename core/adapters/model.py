@@ -2,6 +2,7 @@
 
 attach(model, "lora", targets=["attn.q", "attn.v"], rank=8)     one adapter more, active alone; base frozen
 attach(model, "lora", budget="1%")                               its size from a budget (core/adapters/budget.py)
+attach(model, {"lora": {"rank": 4}, "norm": {}})                 several methods as one (core/adapters/combine.py)
 set_active(model, {"a": 0.7, "b": 0.3})                          W' = W + sum_i w_i (f_i(W) - W)
 with use(model, None): ...                                       the base
 with mix(model, ["a", "b", None]): ...                           one adapter per batch row
@@ -18,7 +19,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from core.adapters import bind, influence, live, methods, probe
+from core.adapters import bind, combine, influence, live, methods, probe
 from core.adapters import thin as thin_layers
 from core.adapters.sites import Site, choose_targets, resolve
 from core.adapters.state import Adapter, State
@@ -50,7 +51,7 @@ def record(model: nn.Module, name: str) -> Adapter:
 
 def attach(
     model: nn.Module,
-    method: str | type = "lora",
+    method: str | type | Iterable[str] | Mapping[str, Mapping[str, Any]] = "lora",
     *,
     targets: Iterable[str] | None = None,
     name: str = "default",
@@ -66,7 +67,8 @@ def attach(
 ) -> nn.Module:
     """The same model with one adapter more, which is then active alone. A failure leaves the model as it was.
 
-    method    name of a method (core/adapters/methods, entry points `peft_atlas.methods`), or its class
+    method    name of a method (core/adapters/methods, entry points `peft_atlas.methods`), or its class; several names,
+              or part -> its options, make a combination
     targets   roles, or `all`; the method's own choice for this network where None
     budget    parameters: "1%" of the base, or a count; solves the method's size, the head is not part of it
     roles     role -> path pattern(s), example (args, kwargs) of a tiny forward: from a Backbone where None
@@ -76,23 +78,16 @@ def attach(
     thin      frozen convolutions and norms keep less for the backward pass
     ConfigError, UnsupportedError, DeadSiteError
     """
-    cls = methods.find(method) if isinstance(method, str) else method
-    label = method if isinstance(method, str) else cls.__module__.rsplit(".", 1)[-1]
+    recipes = combine.recipes(method, targets, path, budget, options)
     first = STATE not in model._modules
     state = State() if first else model._modules[STATE]
     net = network(model)
     roles = dict(roles if roles is not None else state.roles or getattr(model, "roles", {}))
     if example is None:
         example = state.example if state.example is not None else getattr(model, "example", None)
-    merged = {**methods.options(cls), **options}
-    _check(model, cls, label, name, path, options, example, state)
-    solved = None
-    if budget is not None:
-        from core.adapters.budget import solve
-
-        solved = solve(model, cls, label, budget, merged, targets=targets, roles=roles, example=example)
-        merged[solved.option] = solved.size
-    adapter = Adapter(name, label, merged, choose_targets(targets, cls.targets, cls.face, roles), path, budget=solved)
+    _check(model, recipes, name, example, state)
+    parts = [_record(model, name, recipe, roles, example) for recipe in recipes]
+    adapter = parts[0] if not recipes[0].part else combine.together(name, parts, path)
     before = dict(state.routing.active)
     if first:
         _begin(model, net, state, roles, example)
@@ -101,7 +96,10 @@ def attach(
         with torch.random.fork_rng(enabled=seed is not None):
             if seed is not None:
                 torch.manual_seed(seed)
-            _bind(model, net, state, adapter, cls, roles, run, path)
+            for part, recipe in zip(parts, recipes, strict=True):
+                with combine.naming(recipe.part):
+                    _bind(model, net, state, part, recipe.cls, roles, run, recipe.path)
+        combine.gather(adapter)
         state.adapters[name] = adapter
         if head is not None:
             state.heads[name] = head
@@ -109,10 +107,13 @@ def attach(
         state.routing.active = {name: 1.0}
         if thin and not adapter.in_place:
             state.thinned = thin_layers.thin(net)
-        if verify and cls.face == "weight":
-            influence.check(state, net, adapter, run)
-        if verify and not adapter.in_place:
-            live.check_live(state, net, adapter, run, selection=cls.face == "selection")
+        for part, recipe in zip(parts, recipes, strict=True):
+            with combine.naming(recipe.part):
+                if verify and recipe.cls.face == "weight":
+                    influence.check(state, net, part, run)
+                if verify and not adapter.in_place:
+                    live.check_live(state, net, part, run, selection=recipe.cls.face == "selection")
+        combine.gather(adapter)
     except BaseException:
         _forget(model, net, state, name)
         state.routing.active = before
@@ -120,11 +121,32 @@ def attach(
     return model
 
 
-def _check(model, cls, label, name, path, options, example, state) -> None:
-    known = methods.options(cls)
-    allowed = [*known, "axis"] if cls.face == "activation" else known
-    problems = [Problem(f"adapter.{key}", repr(value), ", ".join(allowed) or "no option", did_you_mean(key, allowed))
-                for key, value in options.items() if key not in allowed]  # fmt: skip
+def _record(model, name: str, recipe: combine.Recipe, roles, example) -> Adapter:
+    """The record of one method, its size solved where a budget is given."""
+    cls, options, solved = recipe.cls, {**methods.options(recipe.cls), **recipe.options}, None
+    if recipe.budget is not None:
+        from core.adapters.budget import solve
+
+        with combine.naming(recipe.part):
+            where = {"targets": recipe.targets, "roles": roles, "example": example}
+            solved = solve(model, cls, recipe.label, recipe.budget, options, **where)
+        options[solved.option] = solved.size
+    targets = choose_targets(recipe.targets, cls.targets, cls.face, roles)
+    return Adapter(name, recipe.label, options, targets, recipe.path, budget=solved, part=recipe.part)
+
+
+def _check(model, recipes: list[combine.Recipe], name, example, state) -> None:
+    problems = []
+    for recipe in recipes:
+        known, place = methods.options(recipe.cls), f"adapter.parts.{recipe.part}" if recipe.part else "adapter"
+        allowed = [*known, "axis"] if recipe.cls.face == "activation" else known
+        problems += [
+            Problem(f"{place}.{key}", repr(value), ", ".join(allowed) or "no option", did_you_mean(key, allowed))
+            for key, value in recipe.options.items()
+            if key not in allowed
+        ]
+        if recipe.path not in PATHS:
+            problems.append(Problem(f"{place}.path", recipe.path, ", ".join(PATHS), did_you_mean(recipe.path, PATHS)))
     if isinstance(model, (nn.Sequential, nn.ModuleList)):
         problems.append(
             Problem("model", type(model).__name__, "a module with a forward of its own", "wrap it in a Backbone")
@@ -135,8 +157,7 @@ def _check(model, cls, label, name, path, options, example, state) -> None:
         problems.append(
             Problem("adapter.name", name, "a new name", f"detach it first; attached: {', '.join(state.adapters)}")
         )
-    if path not in PATHS:
-        problems.append(Problem("adapter.path", path, ", ".join(PATHS), did_you_mean(path, PATHS)))
+    label = "+".join(recipe.label for recipe in recipes)
     if example is None:
         problems.append(
             Problem("example", "None", "(args, kwargs) of a tiny forward call", "pass example=, or a Backbone")
@@ -145,7 +166,7 @@ def _check(model, cls, label, name, path, options, example, state) -> None:
         problems.append(
             Problem("adapter", label, "the only adapter beside `full`", "full trains in place: build the model anew")
         )
-    elif getattr(cls, "in_place", False) and state.adapters:
+    elif getattr(recipes[0].cls, "in_place", False) and state.adapters:
         problems.append(Problem("adapter", label, "a model without adapters", "detach the others first"))
     if any(a.merged for a in state.adapters.values()):
         problems.append(Problem("adapter", label, "an unmerged model", "unmerge(model) first"))

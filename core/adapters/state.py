@@ -46,7 +46,8 @@ class Routing:
 
 @dataclass
 class Bound:
-    """A site as it was bound. `slot` names its entry in State.slots, `method` its entry in that slot's methods."""
+    """A site as it was bound. `slot` names its entry in State.slots, `method` its entry in that slot's methods; `part`
+    is the part of a combination that it belongs to."""
 
     site: Site
     path: str  # call | hook | weight | act | token
@@ -56,11 +57,18 @@ class Bound:
     slot: str
     method: str
     parameters: int = 0
+    part: str = ""
+
+    @property
+    def key(self) -> str:
+        """Names it in files and tables: the site's key; the part as well where parts may share a site."""
+        return f"{self.site.key}|{self.part}" if self.part else self.site.key
 
 
 @dataclass
 class Adapter:
-    """The record of one named adapter."""
+    """The record of one named adapter. A combination's has one such record per part, with the combination's name; its
+    own `bound` are theirs together (core/adapters/combine.py)."""
 
     name: str
     method: str
@@ -71,6 +79,8 @@ class Adapter:
     skipped: list[str] = field(default_factory=list)  # selection: parameters that no forward reads
     in_place: bool = False
     budget: Budget | None = None  # what `budget` was solved to
+    part: str = ""  # of a combination: what this part is called in it
+    parts: list[Adapter] = field(default_factory=list)
     merged: bool = False
     merge_error: float | None = None
 
@@ -115,8 +125,13 @@ class Slot(nn.Module):
         active = self.routing.active
         return [(part, active[part.adapter]) for part in self.parts if active.get(part.adapter)]
 
-    def routed(self) -> list[Part]:
-        return [part for part in self.parts if part.adapter in self.routing.rows]
+    def routed(self) -> list[list[Part]]:
+        """The parts of each adapter that some row goes through: roles of a fused weight, or a combination's parts."""
+        groups: dict[str, list[Part]] = {}
+        for part in self.parts:
+            if part.adapter in self.routing.rows:
+                groups.setdefault(part.adapter, []).append(part)
+        return list(groups.values())
 
     # weight path -----------------------------------------------------------------------------------------------------
 
@@ -219,14 +234,11 @@ class Slot(nn.Module):
 
     def mixed(self, host: nn.Module, inner, x: Tensor, y: Tensor | None = None) -> Tensor:
         y = inner(x) if y is None else y
-        for part in self.routed():
-            index = self._rows_of(part, y)
-            picked = y.index_select(part.batch_axis, index)
-            rows_x = x.index_select(part.batch_axis, index)
-            new = self.changed(host, inner, rows_x, [(part, 1.0)], picked)
-            # Another role of the same adapter may have changed its own rows of the fused output already.
-            new = part.op.give(picked, part.op.take(new).to(y.dtype))
-            y = y.index_copy(part.batch_axis, index, new)
+        for parts in self.routed():
+            index, axis = self._rows_of(parts[0], y), parts[0].batch_axis
+            picked = y.index_select(axis, index)
+            new = self.changed(host, inner, x.index_select(axis, index), [(part, 1.0) for part in parts], picked)
+            y = y.index_copy(axis, index, new.to(y.dtype))
         return y
 
     def _rows_of(self, part: Part, y: Tensor) -> Tensor:
@@ -245,17 +257,19 @@ class Slot(nn.Module):
         container = output if isinstance(output, (tuple, list)) else None
         h = output[0] if container is not None else output
         if self.routing.rows is not None:
-            for part in self.routed():
-                index = self._rows_of(part, h)
-                pick = [t.index_select(part.batch_axis, index) for t in (h, x)]
-                h = h.index_copy(part.batch_axis, index, self.acted(part, *pick))
-        else:
-            acting = self.acting()
-            start = h
-            for part, weight in acting:
-                new = self.acted(part, start, x)
-                h = new if len(acting) == 1 and weight == 1.0 else h + weight * (new - start)
+            for parts in self.routed():
+                index, axis = self._rows_of(parts[0], h), parts[0].batch_axis
+                pick = [t.index_select(axis, index) for t in (h, x)]
+                h = h.index_copy(axis, index, self.moved([(part, 1.0) for part in parts], *pick))
+        elif acting := self.acting():
+            h = self.moved(acting, h, x)
         return h if container is None else type(container)((h, *container[1:]))
+
+    def moved(self, acting: list[tuple[Part, float]], h: Tensor, x: Tensor) -> Tensor:
+        """h + sum_i w_i (f_i(h, x) - h)"""
+        if len(acting) == 1 and acting[0][1] == 1.0:
+            return self.acted(acting[0][0], h, x)
+        return h + sum(weight * (self.acted(part, h, x) - h) for part, weight in acting)
 
     def acted(self, part: Part, h: Tensor, x: Tensor) -> Tensor:
         method = self.methods[part.method]

@@ -15,7 +15,7 @@ from core.adapters.hosts import op_for
 from core.adapters.model import STATE, _untied, network, state_of, trainable
 from core.adapters.seam import stored
 from core.adapters.sites import Site, choose_targets, resolve
-from core.adapters.state import Bound, State
+from core.adapters.state import Adapter, Bound, State
 
 
 @dataclass(frozen=True)
@@ -53,19 +53,20 @@ class Summary:
     def roles(self) -> Iterator[tuple[str, list[Row]]]:
         groups: dict[tuple, list[Row]] = {}
         for row in self.rows:
-            groups.setdefault((row.role, row.path, row.why, row.order, row.shape), []).append(row)
+            groups.setdefault((row.role, row.method, row.path, row.why, row.order, row.shape), []).append(row)
         for rows in groups.values():
             yield rows[0].role, rows
 
     def __str__(self) -> str:
         head = ("role", "sites", "path", "why", "order", "(out, in)", "per site", "parameters")
         lines = [head]
+        several = len({row.method for row in self.rows}) > 1
         for role, rows in self.roles():
             first = rows[0]
             shape = "(" + ", ".join(map(str, first.shape)) + ")"
             lines.append(
                 (
-                    role,
+                    f"{role} ({first.method})" if several else role,
                     str(len(rows)),
                     first.path,
                     first.why,
@@ -128,7 +129,7 @@ def adapters(model: nn.Module) -> dict[str, AdapterInfo]:
         counts = trainable(model, name)
         own = sum(p.numel() for k, p in counts.items() if not k.startswith("head|"))
         heads = sum(p.numel() for k, p in counts.items() if k.startswith("head|"))
-        sites = [b.site.key for b in a.bound]
+        sites = [b.key for b in a.bound]
         found[name] = AdapterInfo(
             name, a.method, dict(a.options), sites, state.routing.active.get(name, 0.0), a.merged, own, heads
         )
@@ -140,8 +141,9 @@ def summary(model: nn.Module, name: str | None = None) -> Summary:
     state = state_of(model)
     chosen = [a for a in state.adapters.values() if name is None or a.name == name]
     net = network(model)
-    rows = [_row(state, net, a.name, a.method, b) for a in chosen for b in a.bound]
-    rows += [_token_row(a.name, a.method, model, state.tokens[a.name]) for a in chosen if a.name in state.tokens]
+    rows = [_row(state, net, a.name, b.part or a.method, b) for a in chosen for b in a.bound]
+    giving = [a for a in chosen if a.name in state.tokens]
+    rows += [_token_row(a.name, _giver(state, a), model, state.tokens[a.name]) for a in giving]
     infos = adapters(model)
     return Summary(
         rows,
@@ -150,7 +152,7 @@ def summary(model: nn.Module, name: str | None = None) -> Summary:
         sum(infos[a.name].parameters for a in chosen),
         list(state.thinned),
         [key for a in chosen for key in a.skipped],
-        [str(a.budget) for a in chosen if a.budget is not None],
+        [f"{p.part} {p.budget}".strip() for a in chosen for p in a.parts or [a] if p.budget is not None],
     )
 
 
@@ -160,7 +162,13 @@ def _row(state: State, net: nn.Module, adapter: str, method: str, b: Bound) -> R
     if part.op is not None:
         W = stored(net.get_submodule(b.site.path), b.site.parameter)
         order = orders.describe(part.op, slot.methods[b.method], b.path, tuple(part.op.full(W).shape))
-    return Row(adapter, b.site.key, b.site.role, b.path, b.why, b.host, b.shape, method, b.parameters, order)
+    return Row(adapter, b.key, b.site.role, b.path, b.why, b.host, b.shape, method, b.parameters, order)
+
+
+def _giver(state: State, adapter: Adapter) -> str:
+    """What gives the virtual tokens of an adapter: its method, or that part of a combination."""
+    module = type(state.tokens[adapter.name]).__module__.rsplit(".", 1)[-1]
+    return next((part.part for part in adapter.parts if part.method == module), adapter.method)
 
 
 def _token_row(adapter: str, label: str, model: nn.Module, method: nn.Module) -> Row:

@@ -19,6 +19,7 @@ from core.contracts import Audit, Backbone, Data, Task
 from core.data.loading import Loader, Loaders
 from core.data.seeding import derive
 from core.errors import ConfigError, DataError, Problem
+from core.parts import expand
 from core.training.files import SafeIO
 
 ATTACH = ("targets", "name", "path", "budget", "thin", "verify")  # keys of `adapter` that are not the method's own
@@ -70,8 +71,17 @@ def adapt(cfg: DictConfig, backbone: Backbone, head: nn.Module | None) -> tuple[
     """(backbone with the adapter of `cfg.adapter` and its head, the adapter's name)."""
     from core.adapters import attach
 
-    node = OmegaConf.to_container(cfg.adapter, resolve=True)
-    method, name = located(node.pop("_target_")), node.get("name") or "default"
+    node, problems = expand(OmegaConf.to_container(cfg.adapter, resolve=True))
+    if problems:
+        raise ConfigError(problems=problems)
+    name, parts = node.get("name") or "default", node.pop("parts", None)
+    if parts is None:
+        method = located(node.pop("_target_"))
+    else:
+        method = {
+            part: {"method": located(own["_target_"])} | {k: v for k, v in own.items() if k != "_target_"}
+            for part, own in parts.items()
+        }
     given = {key: node.pop(key) for key in ATTACH if key in node}
     attach(backbone, method, head=head, seed=derive(cfg.seed, "adapter"), **given, **node)
     return backbone, name
@@ -101,13 +111,22 @@ def located(target: str) -> Any:
     return getattr(importlib.import_module(module), name)
 
 
+def methods_of(cfg: DictConfig) -> type | dict[str, type]:
+    """The class of the adapter's method; part -> class of a combination."""
+    node = expand(OmegaConf.to_container(cfg.adapter, resolve=True))[0]
+    if node.get("parts") is None:
+        return located(node["_target_"])
+    return {part: located(own["_target_"]) for part, own in node["parts"].items()}
+
+
 def may_idle(cfg: DictConfig, module: Any) -> bool:
     """Whether some trained parameters may get no gradient: full fine-tuning and selections also take what the task does
     not read."""
     from core.adapters.base import Selection
 
-    method = located(cfg.adapter["_target_"])
-    return module.base_trains or (isinstance(method, type) and issubclass(method, Selection))
+    found = methods_of(cfg)
+    classes = found.values() if isinstance(found, dict) else [found]
+    return module.base_trains or any(isinstance(cls, type) and issubclass(cls, Selection) for cls in classes)
 
 
 def loaders(cfg: DictConfig, found: Parts) -> Loaders:
@@ -220,6 +239,6 @@ def reload_equal(cfg: DictConfig, model: nn.Module, directory: Path, name: str, 
         return None
     with torch.random.fork_rng(devices=[]):
         fresh = make(cfg, "backbone", cfg.seed)
-    load_adapter(fresh, directory, name=name, method=located(cfg.adapter["_target_"]))
+    load_adapter(fresh, directory, name=name, method=methods_of(cfg))
     pair = [Example(m.eval(), m.example)() for m in (model, fresh)]
     return all(torch.equal(a, b) for a, b in zip(*map(floats, pair), strict=True))
