@@ -116,3 +116,88 @@ def test_its_options_are_checked_like_ours(mine):
     assert "allowed  conv, embed" in done.stderr
     done = command(mine, "domains.protein.train", "--config-dir", "presets", "adapter=swella")
     assert done.returncode == 2 and "did you mean `swell`?" in done.stderr
+
+
+# By entry point: a package that is installed, found by its metadata and by nothing else -------------------------------
+
+LIBRARY = """
+import sys
+import torch
+from torch import nn
+from core.adapters import attach, load_adapter, merge, save_adapter, summary, trainable, unmerge
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second = nn.Linear(6, 8), nn.Conv1d(8, 4, 3)
+
+    def forward(self, x):
+        return self.second(self.first(x).transpose(1, 2))
+
+
+where = dict(roles={"linear": "first", "conv": "second"}, example=((torch.ones(2, 5, 6),), {}))
+x = torch.linspace(-1, 1, 60).view(2, 5, 6)
+net = Net()
+if sys.argv[1] == "train":
+    attach(net, "swell", targets=["linear", "conv"], rank=2, **where)
+    assert summary(net).rows[0].method == "swell" and summary(net).trained == 2 * (8 + 6) + 2 * (4 + 24)
+    optimiser = torch.optim.Adam(trainable(net).values(), lr=0.05)
+    losses = []
+    for _ in range(20):
+        optimiser.zero_grad()
+        loss = (net(x) - 1).square().mean()
+        loss.backward()
+        optimiser.step()
+        losses.append(float(loss))
+    assert losses[-1] < 0.9 * losses[0], losses
+    save_adapter(net, "saved")
+    torch.save(net(x), "expected.pt")
+else:
+    load_adapter(net, "saved", **where)
+    y = net(x)
+    assert torch.equal(y, torch.load("expected.pt"))
+    assert merge(net).max_error <= 1e-5
+    unmerge(net)
+    assert torch.equal(net(x), y)
+"""
+
+
+@pytest.fixture
+def installed(mine):
+    """`mine`, its method moved into a package beside a dist-info folder, as an installer leaves it."""
+    (mine / "swelling").mkdir()
+    (mine / "swelling" / "__init__.py").touch()
+    (mine / "swell.py").rename(mine / "swelling" / "elementwise.py")
+    info = mine / "swelling-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: swelling\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[peft_atlas.methods]\nswell = swelling.elementwise:Swell\n")
+    preset = "_target_: swelling.elementwise.Swell\ntargets: [conv]\nrank: 4\n"
+    (mine / "presets" / "adapter" / "swell.yaml").write_text(preset)
+    (mine / "library.py").write_text(LIBRARY)
+    return mine
+
+
+def test_a_method_by_entry_point_trains_reloads_and_merges(installed):
+    for step in ("train", "reload"):  # two processes
+        done = command(installed, "library", step)
+        assert done.returncode == 0, done.stderr
+    assert json.loads((installed / "saved" / "adapter.json").read_text())["method"] == "swell"
+    done = command(installed, "core.cli", "methods", "swell")
+    assert done.returncode == 0 and "W' = W * exp(B A)" in done.stdout and "works on linear" in done.stdout, done.stderr
+    (installed / "swelling-1.0.dist-info" / "entry_points.txt").unlink()
+    done = command(installed, "library", "reload")
+    assert done.returncode != 0 and "swell" in done.stderr and "ConfigError" in done.stderr
+
+
+def test_a_run_of_a_method_by_entry_point_is_merged(installed):
+    chosen = ["--config-dir", "presets", "adapter=swell", "backbone=convolutions"]
+    small = ["data.train=6", "data.val=4", "data.test=5", "trainer.max_steps=2", "hydra.run.dir=run"]
+    done = command(installed, "domains.protein.train", *chosen, *small)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((installed / "run" / "result.json").read_text())["method"] == "swell"
+    done = command(installed, "core.cli", "merge", "run", "--out", "merged")
+    assert done.returncode == 0, done.stderr
+    assert any((installed / "merged").iterdir())
