@@ -208,7 +208,14 @@ DERIVED = [
 EVERY = HOSTS + DERIVED
 
 # Options beside the defaults under which a method is another formula; methods not named run with their defaults alone.
-FURTHER = {"ia3": [{"side": "in"}], "lora": [{"scaling": "rank_stabilised"}]}
+FURTHER = {
+    "boft": [{"factors": 1, "scale": False}],
+    "hra": [{"side": "out"}],
+    "ia3": [{"side": "in"}],
+    "lora": [{"scaling": "rank_stabilised"}],
+    "oft": [{"cayley": "neumann"}, {"side": "out"}],
+    "shira": [{"mask": "magnitude"}, {"mask": "struct"}],
+}
 
 
 @dataclass(frozen=True)

@@ -102,6 +102,7 @@ def test_output_gradients_in_double(variant, host):
 @pytest.mark.parametrize("variant", VARIANTS, ids=str)
 def test_a_scaled_input_is_the_weight_form(variant, host):
     layer, op, x = host.build()
+    accepted(variant, op, layer)
     method = shaken(variant.on(op.matrix(layer.weight)))
     scaled = method.into(x)
     if scaled is not None:
