@@ -14,6 +14,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 
+import torch
 from torch import Tensor, nn
 
 ADAPTERS = "_adapters"  # plain dict in host.__dict__: never a registered child (a Sequential would call it)
@@ -29,6 +30,8 @@ def stored(host: nn.Module, name: str) -> Tensor | None:
     base = original(host)
     inherited = getattr(base, name, None)
     if isinstance(inherited, property):  # torch's own parametrisation
+        if torch.compiler.is_compiling():  # it takes a module's call, and no `fget`
+            return host.parametrizations[name]()
         return inherited.fget(host)
     return None
 

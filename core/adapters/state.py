@@ -209,7 +209,7 @@ class Slot(nn.Module):
             return thin
         given = y is not None and all(m.output is not None for m in methods)
         compiling = torch.compiler.is_compiling()  # our own functions would break the graph
-        factors = factors_of(methods) if ops[0].linear and not compiling else [None] * len(methods)
+        factors = _factors(methods, x) if ops[0].linear and not compiling else [None] * len(methods)
         order = form(ops, methods, factors, tuple(ops[0].full(W).shape), exact)
         if compiling and order == "low rank":
             order = "output" if any(m.needs_output() for m in methods) else "weight"
@@ -279,6 +279,12 @@ class Slot(nn.Module):
         return part.rows.give(h, _in_fp32(method, own, x), method.axis)
 
 
+def _factors(methods, x: Tensor) -> list:
+    """`factors_of`, in the adapters' precision: a factor may be a product (LoRA-XS), which autocast would round."""
+    with without_autocast(x):
+        return factors_of(methods)
+
+
 def _low_rank(
     x: Tensor, W: Tensor, b: Tensor | None, ops: list[Op], methods, factors, weights: list[float], dtype
 ) -> Tensor:
@@ -321,7 +327,7 @@ def _convolved(x: Tensor, W: Tensor, b: Tensor | None, acting, methods) -> Tenso
         return None
     if torch.compiler.is_compiling():
         return None
-    f = method.factors()
+    (f,) = _factors(methods, x)
     if not f.dropout and not thin_pays(op, x, f.A, len(f.B)):
         return None
     with without_autocast(x):
