@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,25 +10,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from core.adapters import files
+from core.adapters import files, methods
 from core.adapters.hosts import op_for
 from core.adapters.io import SavedHead
-from core.adapters.methods.dora import DoRA
-from core.adapters.methods.ia3 import IA3
-from core.adapters.methods.lora import LoRA
 from core.adapters.model import attach, detach, network, record, state_of
-from core.adapters.peft_format import CONFIG, HEAD, PREFIX, TENSORS, cannot, unreachable
+from core.adapters.peft_form import PeftForm
+from core.adapters.peft_format import CONFIG, HEAD, PREFIX, TENSORS, cannot, token_problem, unreachable
 from core.adapters.seam import stored
 from core.adapters.sites import resolve
 from core.errors import AdapterError, Problem, UnsupportedError
 
-LORA_KEYS = {
-    "lora_A.weight": "A",
-    "lora_B.weight": "B",
-    "lora_embedding_A": "A",
-    "lora_embedding_B": "B",
-    "lora_magnitude_vector": "m",
-}
 # Options of theirs that must be at rest, and what they are called in the error.
 AT_REST = {
     "modules_to_save": "whole modules trained beside the adapter",
@@ -65,35 +55,37 @@ def import_peft(
     UnsupportedError: no exact equivalent; AdapterError: not such a folder, or for another network"""
     folder = Path(directory)
     config, tensors = _read(folder)
-    found = _modules(config, tensors, folder)
+    method = _method(config)
+    cls = methods.find(method)
+    form: PeftForm = cls.peft
+    _agrees(config, form)
     net = network(model)
-    _fits(net, found, folder)
     saved = files.load(folder / HEAD)[1] if (folder / HEAD).is_file() else {}
     if head is None and saved:
         head = SavedHead(saved)
     elif head is not None and saved:
         head.load_state_dict(saved)
-    inner = set(found) & _matching(config.get("feedforward_modules"), found) if config["peft_type"] == "IA3" else set()
-    roles = _roles(model, net, found, inner)
-    if config["peft_type"] == "IA3":
-        method, settings, fill = IA3, {}, {path: {"l": t["l"].reshape(-1)} for path, t in found.items()}
-    else:
-        method = DoRA if config.get("use_dora") else LoRA
-        settings, fill = _shared_scale(config, found)
+    given = {"name": name, "example": example, "head": head, "seed": 0}
+    if cls.face == "token":
+        return _import_tokens(model, net, form, method, config, tensors, given, options)
+    found, shared = _modules(form, tensors, folder)
+    _fits(net, found, form, folder)
+    shapes = {}
+    if not form.whole:
+        hosts = {path: net.get_submodule(path) for path in found}
+        shapes = {
+            path: tuple(op_for(host, "weight").full(stored(host, "weight")).shape) for path, host in hosts.items()
+        }
+    settings, fill = form.found(config, found, shapes)
+    roles = _roles(model, net, found, config, form)
     known = {**getattr(model, "roles", {}), **roles}
-    attach(
-        model,
-        {LoRA: "lora", DoRA: "dora", IA3: "ia3"}[method],
-        targets=list(roles),
-        name=name,
-        roles=known,
-        example=example,
-        head=head,
-        seed=0,
-        **{**settings, **options},
-    )
+    attach(model, method, targets=list(roles), roles=known, **given, **{**settings, **options})
+    return _filled(model, name, lambda: _fill(model, net, name, fill, form, shared, folder))
+
+
+def _filled(model: nn.Module, name: str, fill: Callable[[], None]) -> nn.Module:
     try:
-        _fill(model, net, name, fill, method)
+        fill()
     except BaseException:
         detach(model, name)
         raise
@@ -113,8 +105,6 @@ def _read(folder: Path) -> tuple[dict, dict[str, Tensor]]:
     except ValueError as error:
         raise AdapterError(str(folder / CONFIG), f"not JSON: {error}", "a peft configuration") from None
     problems = []
-    if config.get("peft_type") not in ("LORA", "IA3"):
-        problems.append(Problem(f"{CONFIG}: peft_type", str(config.get("peft_type")), "LORA, IA3"))
     for key, spoken in AT_REST.items():
         if config.get(key):
             problems.append(Problem(f"{CONFIG}: {key}", spoken, "none", "merge it with peft, load the merged weights"))
@@ -131,103 +121,128 @@ def _read(folder: Path) -> tuple[dict, dict[str, Tensor]]:
     return config, files.load(folder / TENSORS)[1]
 
 
-def _modules(config: dict, tensors: Mapping[str, Tensor], folder: Path) -> dict[str, dict[str, Tensor]]:
-    """module path -> tensors by our names. AdapterError lists keys of another kind."""
-    names = {"ia3_l": "l"} if config["peft_type"] == "IA3" else LORA_KEYS
-    found, strange = {}, []
+def _method(config: dict) -> str:
+    """The method of ours whose form reads a folder of this type."""
+    forms = {name: vars(methods.find(name)).get("peft") for name in methods.names()}  # not what is inherited
+    forms = {name: form for name, form in forms.items() if form is not None}
+    kind = str(config.get("peft_type"))
+    found = [name for name, form in forms.items() if form.reads(kind) and form.is_for(config)]
+    if not found:
+        allowed = sorted({form.type for form in forms.values()})
+        raise UnsupportedError(f"{CONFIG}: peft_type", kind, ", ".join(allowed), "merge it with peft")
+    return found[0]
+
+
+def _agrees(config: dict, form: PeftForm) -> None:
+    problems = [
+        Problem(f"{CONFIG}: {key}", f"{config[key]}: another definition", repr(value))
+        for key, value in form.fixed.items()
+        if key in config and (config[key] or False) != (value or False)
+    ]
+    for key, value in config.items():
+        if key.endswith("dropout") and value and key not in form.keys:
+            fix = f'set "{key}": 0 in {CONFIG}: outputs stay, training goes on without it'
+            problems.append(Problem(f"{CONFIG}: {key}", f"{value} in training", "0", fix))
+    if problems:
+        raise UnsupportedError(problems=problems)
+
+
+def _modules(form: PeftForm, tensors: Mapping[str, Tensor], folder: Path) -> tuple[dict, dict]:
+    """(module path -> end of their name -> tensor, their tensors that belong to no module).
+
+    AdapterError lists keys of another kind."""
+    found, shared, strange = {}, {}, []
+    ends = [end for known in form.ends() for end in (_parameters(known) if form.whole else (known,))]
     for key, tensor in tensors.items():
-        end = next((end for end in names if key.endswith(f".{end}")), None)
-        if end is None or not key.startswith(PREFIX):
-            strange.append(Problem(key, str(tuple(tensor.shape)), ", ".join(names)))
-            continue
-        found.setdefault(key.removeprefix(PREFIX).removesuffix(f".{end}"), {})[names[end]] = tensor.float()
+        end = next((end for end in ends if key.endswith(f".{end}")), None)
+        if key.rpartition(".")[2] in form.shared:
+            shared[key.rpartition(".")[2]] = tensor.float()
+        elif end is None or not key.startswith(PREFIX):
+            strange.append(Problem(key, str(tuple(tensor.shape)), ", ".join(ends)))
+        else:
+            found.setdefault(key.removeprefix(PREFIX).removesuffix(f".{end}"), {})[end] = tensor.float()
     if strange:
         raise AdapterError(problems=strange)
     if not found:
         raise AdapterError(str(folder / TENSORS), "no tensors", "an adapter")
-    return found
+    return found, shared
 
 
-def _fits(net: nn.Module, found: Mapping[str, dict[str, Tensor]], folder: Path) -> None:
-    modules = dict(net.named_modules())
-    problems = []
-    for path, tensors in found.items():
+def _parameters(end: str) -> tuple[str, ...]:
+    return f"{end}.weight", f"{end}.bias"
+
+
+def _fits(net: nn.Module, found: Mapping[str, Mapping[str, Tensor]], form: PeftForm, folder: Path) -> None:
+    modules, problems = dict(net.named_modules()), []
+    for path in found:
         host = modules.get(path)
-        W = None if host is None else stored(host, "weight")
-        if W is None:
+        if host is None or stored(host, "weight") is None:
             problems.append(Problem(path, "no such module with a weight", f"a module of {type(net).__name__}"))
-            continue
-        op = op_for(host, "weight")
-        kind = IA3 if "l" in tensors else DoRA if "m" in tensors else LoRA
-        reason = cannot(host, op.kind, kind)
-        if kind is IA3 and not reason and tensors["l"].shape[0] != 1 and host.bias is not None:
-            reason = "a bias, which theirs scales too"
-        if reason:
+        elif not form.whole and (reason := cannot(host, op_for(host, "weight").kind, form)):
             problems.append(Problem(path, reason, "an exact equivalent here"))
-            continue
-        out, columns = op.full(W).shape
-        wanted = {"A": columns, "B": out, "m": out}
-        got = {"A": lambda t: t[0].numel(), "B": len, "m": Tensor.numel}
-        sizes = {key: (got[key](t), wanted[key]) for key, t in tensors.items() if key in wanted}
-        sizes |= {key: (t.numel(), columns if t.shape[0] == 1 else out) for key, t in tensors.items() if key == "l"}
-        problems += [Problem(f"{path}, {key}", str(a), str(b)) for key, (a, b) in sizes.items() if a != b]
+        elif reason := form.unfit(host, found[path]):
+            problems.append(Problem(path, reason, "an exact equivalent here"))
     if problems:
         problems[0] = problems[0]._replace(fix=f"{folder} is for another network, or has no exact equivalent here")
         raise UnsupportedError(problems=problems)
 
 
-def _matching(patterns: list[str] | str | None, paths) -> set[str]:
-    """Paths that their list of names (or one regular expression) selects."""
-    if isinstance(patterns, str):
-        return {path for path in paths if re.fullmatch(patterns, path)}
-    return {path for path in paths for name in patterns or [] if path == name or path.endswith(f".{name}")}
-
-
-def _roles(model: nn.Module, net: nn.Module, found, inner: set[str]) -> dict[str, list[str]]:
-    """role -> paths. `mlp.out` where IA3 scales the input; elsewhere the backbone's role of this very module."""
+def _roles(model: nn.Module, net: nn.Module, found, config: dict, form: PeftForm) -> dict[str, list[str]]:
+    """role -> paths. The backbone's role of this very module where it has one, unless the form must have another."""
     own = getattr(model, "roles", {})
     sites = resolve(net, own, list(own)) if own else []
     named = {s.path: s.role for s in sites if s.rows is None and s.parameter == "weight"}
     roles: dict[str, list[str]] = {}
     for path in found:
-        role = named.get(path, "peft")
-        if inner or role == "mlp.out":
-            role = "mlp.out" if path in inner else "peft" if role == "mlp.out" else role
-        roles.setdefault(role, []).append(path)
+        roles.setdefault(form.role(config, path, named.get(path, "peft")), []).append(path)
     return roles
 
 
-def _shared_scale(config: dict, found) -> tuple[dict, dict[str, dict[str, Tensor]]]:
-    """(options, tensors): one rank and one scale for all modules; the others' B is rescaled, A and B padded."""
-    ranks = {path: len(t["A"]) for path, t in found.items()}
-    scales = {}
-    for path, rank in ranks.items():
-        alpha = _pattern(config.get("alpha_pattern") or {}, path, config["lora_alpha"])
-        scales[path] = alpha / (rank**0.5 if config.get("use_rslora") else rank)
-    rank, scale = max(ranks.values()), next(iter(scales.values()))
-    fill = {}
-    for path, tensors in found.items():
-        A, B = tensors["A"].flatten(1), tensors["B"].flatten(1) * (scales[path] / scale)
-        pad = rank - len(A)
-        fill[path] = {"A": nn.functional.pad(A, (0, 0, 0, pad)), "B": nn.functional.pad(B, (0, pad))}
-        if "m" in tensors:
-            fill[path]["m"] = tensors["m"].reshape(-1)
-    return {"rank": rank, "alpha": scale * rank, "dropout": config.get("lora_dropout", 0.0)}, fill
-
-
-def _pattern(patterns: Mapping[str, float], path: str, default: float) -> float:
-    return next((v for key, v in patterns.items() if re.match(rf"(.*\.)?({key})$", path)), default)
-
-
-def _fill(model: nn.Module, net: nn.Module, name: str, fill: Mapping[str, dict[str, Tensor]], kind: type) -> None:
-    state, problems = state_of(model), []
+def _fill(model, net, name: str, fill: Mapping[str, Mapping[str, Tensor]], form: PeftForm, shared, folder) -> None:
+    state, problems, done = state_of(model), [], set()
     for bound in record(model, name).bound:
-        if reason := unreachable(net, bound, kind):
+        method, path = state.method(bound), bound.site.path
+        if form.whole:
+            wanted = {"value": fill[path][f"{form.ends()[0]}.{bound.site.parameter}"]}
+        elif reason := unreachable(net, bound, form):
             problems.append(Problem(bound.site.key, reason, "a module whose own forward alone reads its weight"))
             continue
-        method = state.slots[bound.slot].methods[bound.method]
-        with torch.no_grad():
-            for key, tensor in fill[bound.site.path].items():
-                getattr(method, key).copy_(tensor)
+        else:
+            wanted = fill[path]
+            if reason := form.agrees(method, shared):
+                problems.append(Problem(bound.site.key, reason, "an exact equivalent here"))
+        done.add(path)
+        problems += _copy(method, wanted, path)
+    problems += [
+        Problem(path, "nothing here takes it", "a module that the method adapts") for path in fill.keys() - done
+    ]
     if problems:
+        problems[0] = problems[0]._replace(fix=f"{folder} is for another network, or has no exact equivalent here")
         raise UnsupportedError(problems=problems)
+
+
+@torch.no_grad()
+def _copy(method: nn.Module, wanted: Mapping[str, Tensor], where: str) -> list[Problem]:
+    problems = []
+    for key, tensor in wanted.items():
+        own = getattr(method, key)
+        if own.numel() == tensor.numel():
+            own.copy_(tensor.reshape(own.shape))
+        else:
+            problems.append(Problem(f"{where}, {key}", str(tuple(tensor.shape)), str(tuple(own.shape))))
+    return problems
+
+
+def _import_tokens(model, net, form: PeftForm, method: str, config: dict, tensors, given: dict, options: dict):
+    if problem := token_problem(model, net, form):
+        raise UnsupportedError("adapter", problem, "an exact equivalent here", "load it with peft")
+    if set(tensors) != {"prompt_embeddings"}:
+        raise AdapterError(TENSORS, ", ".join(tensors), "prompt_embeddings")
+    table = tensors["prompt_embeddings"].float()
+    attach(model, method, **given, **{"tokens": len(table), **form.options(config), **options})
+
+    def fill():
+        if problems := _copy(state_of(model).tokens[given["name"]], {"value": table}, "tokens"):
+            raise UnsupportedError(problems=problems)
+
+    return _filled(model, given["name"], fill)

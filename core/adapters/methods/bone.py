@@ -14,9 +14,19 @@ from torch import nn
 
 from core.adapters.base import WeightMethod
 from core.adapters.methods.lora import refuses_rank
+from core.adapters.peft_form import PeftForm
 
 
 class Bone(WeightMethod):
+    peft = PeftForm(
+        "MISS",
+        {"miss_block": "D"},
+        keys={"r": "rank"},
+        fixed={"init_weights": "bat"},
+        hosts=("Linear",),
+        is_for=lambda config: config.get("init_weights") == "bat",
+    )
+
     def __init__(self, W, *, rank: int = 16):
         super().__init__()
         self.D = nn.Parameter(W.new_zeros(W.shape[0] // rank, rank, rank))

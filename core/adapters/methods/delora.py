@@ -18,6 +18,7 @@ from torch import nn
 from core.adapters.base import kaiming
 from core.adapters.low_rank import LowRankMethod, offset
 from core.adapters.methods.lora import refuses_excess, refuses_rank, room
+from core.adapters.peft_form import PeftForm, lora_form
 
 SHORTEST = 1e-4  # |a_k| and |b_k| count as this much at least
 
@@ -57,3 +58,21 @@ class DeLoRA(LowRankMethod):
 
 def unit(M, axis: int):
     return M / torch.linalg.vector_norm(M, dim=axis, keepdim=True).clamp_min(SHORTEST)
+
+
+# In Hugging Face peft: no D0, since B starts at zero there. So D - D0 is written as LoRA of rank 2r.
+
+
+def _read(config, tensors, shapes):
+    names = {"delora_A": "A", "delora_B": "B", "delora_lambda": "lam"}
+    fill = {path: {names[end]: t for end, t in own.items()} for path, own in tensors.items()}
+    return {"rank": config["r"]}, {p: {**own, "A0": own["A"], "B0": 0 * own["B"]} for p, own in fill.items()}
+
+
+DeLoRA.peft = PeftForm(
+    "DELORA",
+    names=("delora_A", "delora_B", "delora_lambda"),
+    hosts=("Linear",),
+    read=_read,
+    as_another=lora_form(),
+)

@@ -15,10 +15,12 @@ from torch import nn
 from core.adapters.base import Factors, WeightMethod, kaiming
 from core.adapters.dropout import dropped_down, quantised
 from core.adapters.methods.lora import refuses_dropout, refuses_excess, refuses_rank, room
+from core.adapters.peft_form import lora_form
 
 
 class DoRA(WeightMethod):
     targets = ("attn.q", "attn.v")
+    peft = lora_form(magnitude=True)
 
     def __init__(self, W, *, rank: int = 8, alpha: float = 16.0, dropout: float = 0.0):
         super().__init__()

@@ -13,9 +13,14 @@ from torch import nn
 
 from core.adapters.base import WeightMethod, kaiming
 from core.adapters.methods.lora import refuses_excess, refuses_rank, room
+from core.adapters.peft_form import CONVOLUTIONS, LINEAR, PeftForm, capped
 
 
 class HiRA(WeightMethod):
+    peft = PeftForm(
+        "HIRA", {"hira_A": "A.k", "hira_B": "B.1"}, keys={"r": "rank"}, hosts=(*LINEAR, *CONVOLUTIONS), refuses=capped
+    )
+
     def __init__(self, W, *, rank: int = 32):
         super().__init__()
         rows = room(W, rank)

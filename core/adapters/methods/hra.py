@@ -18,10 +18,27 @@ from torch import nn
 
 from core.adapters.base import WeightMethod, kaiming
 from core.adapters.call import without_autocast
+from core.adapters.peft_form import PeftForm
 from core.adapters.rotation import reflected
 
 
+def _refuses(kernel: tuple[int, ...], side: str) -> str:
+    """For Hugging Face peft."""
+    if len(set(kernel)) > 1:
+        return f"kernel {kernel}: theirs needs a square one"
+    return "" if side == "in" else "side out: theirs reflects the input"
+
+
 class HRA(WeightMethod):
+    peft = PeftForm(
+        "HRA",
+        {"hra_u": "U.T"},
+        keys={"r": "rank"},
+        fixed={"apply_GS": False},
+        hosts=("Linear", "Conv2d"),
+        refuses=lambda place, options: _refuses(place.kernel, options["side"]),
+    )
+
     def __init__(self, W, *, rank: int = 8, orthogonality: float = 0.0, side: Literal["in", "out"] = "in"):
         super().__init__()
         self.side, self.orthogonality = side, orthogonality

@@ -13,6 +13,7 @@ from typing import Literal
 from torch import nn
 
 from core.adapters.base import WeightMethod
+from core.adapters.peft_form import PeftForm, matching
 
 
 class IA3(WeightMethod):
@@ -51,3 +52,42 @@ class IA3(WeightMethod):
     @property
     def order(self):
         return "output" if self.side == "out" else "weight"
+
+
+# In Hugging Face peft: the side is that of `feedforward_modules`.
+
+
+def _write(place, options):
+    if place.methods[0].side == "in":
+        return {"ia3_l": place.methods[0].l.view(1, -1)}
+    scales = place.W.new_ones(len(place.W))
+    for part, method in enumerate(place.methods):
+        scales[place.index(part).to(scales.device)] = method.l
+    return {"ia3_l": scales.view(-1, 1)}
+
+
+def _refuses(place, options):
+    sides = {method.side for method in place.methods}
+    if "in" in sides and place.rows[0] is not None:
+        return "inputs scaled for part of a fused weight: theirs has one scale for all of it"
+    return _unfit(place.host, {"ia3_l": place.W.new_ones(2, 1)}) if "out" in sides else ""
+
+
+def _unfit(host, tensors):
+    scales_output = tensors["ia3_l"].shape[0] != 1
+    return "a bias, which theirs scales too" if scales_output and host.bias is not None else ""
+
+
+def _role(config, path, role):
+    if matching(config.get("feedforward_modules"), path):
+        return "mlp.out"
+    return "peft" if role == "mlp.out" else role
+
+
+def _config(places, options):
+    return {"feedforward_modules": [place.path for place in places if place.methods[0].side == "in"]}
+
+
+IA3.peft = PeftForm(
+    "IA3", {"ia3_l": "l"}, fused=True, write=_write, refuses=_refuses, unfit=_unfit, role=_role, config=_config
+)

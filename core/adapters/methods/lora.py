@@ -15,10 +15,12 @@ from torch import nn
 
 from core.adapters.base import Factors, WeightMethod, kaiming
 from core.adapters.dropout import dropped_down, quantised
+from core.adapters.peft_form import lora_form
 
 
 class LoRA(WeightMethod):
     targets = ("attn.q", "attn.v")
+    peft = lora_form()
 
     def __init__(
         self,

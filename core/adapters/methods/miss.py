@@ -15,9 +15,17 @@ from torch import nn
 
 from core.adapters.base import WeightMethod
 from core.adapters.methods.lora import refuses_rank
+from core.adapters.peft_form import PeftForm
 
 
 class MiSS(WeightMethod):
+    peft = PeftForm(
+        "MISS",
+        {"miss_block": "D"},
+        keys={"r": "rank"},
+        hosts=("Linear",),
+        is_for=lambda config: config.get("init_weights") not in ("bat", "mini"),
+    )
     order = "output"
 
     def __init__(self, W, *, rank: int = 64):

@@ -9,11 +9,14 @@ Shapes      g, b (channels)
 from __future__ import annotations
 
 from core.adapters.base import Selection
+from core.adapters.peft_form import PeftForm
 from core.adapters.selection import choose, is_norm
 from core.adapters.sites import resolve
 
 
 class Norm(Selection):
+    peft = PeftForm("LN_TUNING", names=("ln_tuning_layers",), whole=True)
+
     @classmethod
     def select(cls, net, roles, targets=()):
         declared = resolve(net, roles, ["norm"]) if "norm" in roles else []

@@ -16,6 +16,7 @@ from torch import nn
 
 from core.adapters.base import WeightMethod
 from core.adapters.call import without_autocast
+from core.adapters.peft_form import PeftForm, same
 from core.adapters.rotation import cayley, divisors, in_blocks, skew
 
 
@@ -60,3 +61,30 @@ class OFT(WeightMethod):
                 f"{side} {width} does not divide into blocks of {block}: {divisors(width)}; or hra, which has no blocks"
             )
         return ""
+
+
+# In Hugging Face peft: its series turns the other way, so its Q is -Q there.
+
+
+def _sign(how: str) -> int:
+    return -1 if how == "neumann" else 1
+
+
+def _read(config, tensors, shapes):
+    how = "neumann" if config.get("use_cayley_neumann") else "exact"
+    block = same("oft_block_size", [shapes[path][1] // len(own["oft_R.weight"]) for path, own in tensors.items()])
+    return {"block": block, "cayley": how}, {p: {"Q": _sign(how) * t["oft_R.weight"]} for p, t in tensors.items()}
+
+
+OFT.peft = PeftForm(
+    "OFT",
+    {"oft_R.weight": "Q"},
+    keys={"oft_block_size": "block"},
+    fixed={"coft": False, "block_share": False, "num_cayley_neumann_terms": 5},
+    writes={"r": 0},
+    hosts=("Linear",),  # their unfolded patches of a convolution are another definition, and no identity at the start
+    refuses=lambda place, options: "" if options["side"] == "in" else "side out: theirs turns the input",
+    write=lambda place, options: {"oft_R.weight": _sign(options["cayley"]) * place.methods[0].Q},
+    config=lambda places, options: {"use_cayley_neumann": options["cayley"] == "neumann"},
+    read=_read,
+)

@@ -18,10 +18,18 @@ import torch
 from torch import nn
 
 from core.adapters.base import TokenMethod
+from core.adapters.peft_form import PeftForm
 from core.errors import ConfigError
 
 
 class PTuning(TokenMethod):
+    peft = PeftForm(
+        "PROMPT_TUNING",
+        names=("prompt_embeddings",),
+        is_for=lambda config: False,  # the table alone comes back, as `prompt`
+        write=lambda method, options: {"prompt_embeddings": method()},
+    )
+
     def __init__(self, dim, *, tokens: int = 20, encoder: Literal["lstm", "mlp"] = "lstm", hidden: int = 128):
         super().__init__(tokens)
         if hidden < 1:

@@ -21,10 +21,18 @@ import torch.nn.functional as F
 from torch import nn
 
 from core.adapters.base import KeyValues, TokenMethod
+from core.adapters.peft_form import PeftForm
 from core.errors import ConfigError
 
 
 class Prefix(TokenMethod):
+    peft = PeftForm(
+        "PREFIX_TUNING",
+        names=("prompt_embeddings",),
+        writes={"prefix_projection": False},
+        write=lambda method, options: {"prompt_embeddings": method.table()},
+    )
+
     seam = "kv"
 
     def __init__(
@@ -50,6 +58,10 @@ class Prefix(TokenMethod):
             raise ConfigError("adapter.hidden", hidden, "at least 1")
         self.value = nn.Parameter(torch.randn(tokens, self.widths[0] // 2))
         self.inner, self.outer = nn.Linear(self.widths[0] // 2, hidden), nn.Linear(hidden, total)
+
+    def table(self):
+        """(p, sum_l 2 g_l d_l): what a prefix without the MLP would hold in its place."""
+        return self.value if self.inner is None else self.outer(self.inner(self.value).tanh())
 
     def forward(self, layer):
         rows = slice(sum(self.widths[:layer]), sum(self.widths[: layer + 1]))

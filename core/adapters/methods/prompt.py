@@ -16,10 +16,18 @@ import torch
 from torch import nn
 
 from core.adapters.base import TokenMethod
+from core.adapters.peft_form import PeftForm
 from core.errors import ConfigError, UnsupportedError
 
 
 class Prompt(TokenMethod):
+    peft = PeftForm(
+        "PROMPT_TUNING",
+        names=("prompt_embeddings",),
+        also=("P_TUNING",),  # theirs saves the table that the encoder makes
+        write=lambda method, options: {"prompt_embeddings": method()},
+    )
+
     def __init__(self, dim, *, tokens: int = 20, init: Literal["normal", "vocabulary"] = "normal"):
         super().__init__(tokens)
         if init not in ("normal", "vocabulary"):

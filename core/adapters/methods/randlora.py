@@ -16,7 +16,8 @@ from torch import nn
 
 from core.adapters.base import WeightMethod
 from core.adapters.methods.lora import refuses_rank
-from core.adapters.projection import Seeded, generator, refuses_shape
+from core.adapters.peft_form import LINEAR, PeftForm
+from core.adapters.projection import Seeded, cut, generator, largest, refuses_shape, unlike
 
 
 class RandLoRA(WeightMethod, Seeded):
@@ -63,3 +64,17 @@ def bases(long: int, short: int, rank: int, seed: int, shape: tuple[int, int] | 
     A, n = A / A.std(), -(-short // rank)
     B = (B / B.std())[:long, :n].reshape(long, rank, n)  # column k n + j of the drawn ones is column k of B_j
     return {"A": A[:, :short].contiguous(), "B": B.transpose(1, 2).contiguous()}
+
+
+RandLoRA.peft = PeftForm(
+    "RANDLORA",
+    {"randlora_lambda": "l.T", "randlora_gamma": "g"},
+    keys={"r": "rank", "randlora_alpha": "alpha", "projection_prng_key": "projection_seed"},
+    fixed={"sparse": False, "very_sparse": False},
+    writes={"save_projection": False},  # theirs draws the same matrices from the same seed
+    hosts=LINEAR,
+    shared=("randlora_A", "randlora_B"),
+    config=largest,
+    read=lambda *folder: cut(RandLoRA.peft, *folder),
+    agrees=lambda method, shared: unlike(method.A, shared.get("randlora_A")),
+)

@@ -15,7 +15,8 @@ from torch import nn
 from core.adapters.base import Factors
 from core.adapters.low_rank import LowRankMethod
 from core.adapters.methods.lora import refuses_rank
-from core.adapters.projection import Seeded, generator, he_uniform, refuses_shape
+from core.adapters.peft_form import LINEAR, PeftForm
+from core.adapters.projection import Seeded, cut, generator, he_uniform, largest, refuses_shape, unlike
 
 
 class VeRA(LowRankMethod, Seeded):
@@ -52,3 +53,16 @@ def pair(out: int, columns: int, rank: int, seed: int, shape: tuple[int, int] | 
     source = generator(seed)
     A, B = he_uniform((rank, width), width, source), he_uniform((rows, rank), rank, source)
     return {"A": A[:, :columns].contiguous(), "B": B[:out]}
+
+
+VeRA.peft = PeftForm(
+    "VERA",
+    {"vera_lambda_b": "b", "vera_lambda_d": "d"},
+    keys={"r": "rank", "projection_prng_key": "projection_seed", "d_initial": "d_initial"},
+    writes={"save_projection": False},  # theirs draws the same matrices from the same seed
+    hosts=LINEAR,
+    shared=("vera_A", "vera_B"),
+    config=largest,
+    read=lambda *folder: cut(VeRA.peft, *folder),
+    agrees=lambda method, shared: unlike(method.A, shared.get("vera_A")),
+)
