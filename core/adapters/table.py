@@ -70,8 +70,8 @@ class Summary:
                     str(len(rows)),
                     first.path,
                     first.why,
-                    shape,
                     first.order,
+                    shape,
                     _span([r.parameters for r in rows]),
                     f"{sum(r.parameters for r in rows):,}",
                 )
@@ -241,12 +241,12 @@ def plan(
             own = {} if cls.face == "selection" else cls.options_for(site.role, copy.copy(merged))
             with torch.device("meta"):
                 built = cls(W, **own)
+        built.role = site.role
         every.append(built)
         kind = kind if path == "auto" else path
         order = "" if cls.face == "activation" else orders.describe(op, built, kind, whole)
         rows.append(Row(name, site.key, site.role, kind, why, named, shape, label, 0, order))
     cls.join(every)
-        built.role = site.role
     seen: set[int] = set()
     rows = [replace(row, parameters=_count(built, seen)) for row, built in zip(rows, every, strict=True)]
     return Summary(rows, base, 0, sum(r.parameters for r in rows), [], skipped)
