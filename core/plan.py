@@ -21,12 +21,11 @@ def plan(domain: str, overrides: Sequence[str] = (), *, sites: bool = False) -> 
     from core.adapters.probe import pristine
     from core.training import assemble
     from core.training.module import PeftModule
-    from core.training.optim import Optim
 
     parts = assemble.parts(cfg)
     model, name = assemble.adapt(cfg, parts.backbone, parts.task.head(parts.backbone))
     tensors, own = trainable(model, name), head(model, name)
-    module = PeftModule(model, parts.task, Optim(**cfg.optim), tensors=tensors, head=own, fingerprint="")
+    module = PeftModule(model, parts.task, assemble.optim(cfg), tensors=tensors, head=own, fingerprint="")
     batch = assemble.loaders(cfg, parts).first()
     with pristine(module):
         module.train()

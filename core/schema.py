@@ -33,6 +33,7 @@ RUN = schema("""
     test: bool
     resume: Literal['auto', 'never', 'weights']
     limit: int | None
+    calibrate: int
     audit: Literal['gate', 'warn']
 """)
 METRIC = schema("""

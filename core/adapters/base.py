@@ -42,6 +42,8 @@ class Method(nn.Module):
     needs: ClassVar[Literal["", "inputs", "gradients"]] = ""
 
     @classmethod
+    # Buffers with persistent=False that a run's checkpoint keeps all the same: state of `adjust`, not of the result.
+    resumes: ClassVar[tuple[str, ...]] = ()
     def join(cls, methods: list[Self]) -> None:
         """Called once with the methods of all sites, in network order. What sites share is tied here: one Parameter in
         several methods is counted, trained and saved once."""
@@ -53,6 +55,10 @@ class Method(nn.Module):
 
     def penalty(self) -> Tensor | None:
         """() a term of the training loss; None: nothing."""
+    def make_room(self, shapes: dict[str, tuple[int, ...]]) -> None:
+        """Called before tensors of these shapes are put in, by name: for methods whose `calibrate` decides shapes.
+        A Parameter stays the same object: `self.A.data = ...`."""
+
         return None
 
     @classmethod

@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from core.adapters import files
+from core.adapters import files, together
 from core.adapters.combine import asked, saved
 from core.adapters.model import STATE, attach, detach, network, record, state_of
 from core.errors import AdapterError, ConfigError, FingerprintError, Problem
@@ -239,6 +239,7 @@ def load_adapter(
         seed=0,
         **asked(content, method),
     )
+        together.make_room(model, name, {key: tuple(t.shape) for key, t in tensors.items()})
     try:
         expected = adapter_tensors(model, name)
         if strict:

@@ -21,6 +21,7 @@ from core.data.seeding import derive
 from core.errors import ConfigError, DataError, Problem
 from core.parts import expand
 from core.training.files import SafeIO
+from core.training.optim import Optim
 
 ATTACH = ("targets", "name", "path", "budget", "thin", "verify")  # keys of `adapter` that are not the method's own
 
@@ -34,12 +35,24 @@ class Parts(NamedTuple):
 
 def make(cfg: DictConfig, part: str, seed: int) -> Any:
     """The object that `cfg[part]` describes, built with every random draw a function of (seed, part)."""
+    torch.manual_seed(derive(seed, part))
+    return _instantiated(cfg[part])
+
+
+def optim(cfg: DictConfig) -> Optim:
+    """What `cfg.optim` says, its rule included."""
+    own = "core.training.optim.Optim"
+    found = _instantiated({"_target_": own, **OmegaConf.to_container(cfg.optim, resolve=True)})
+    found.seed = derive(cfg.seed, "optim")
+    return found
+
+
+def _instantiated(node: Any) -> Any:
     from hydra.errors import InstantiationException
     from hydra.utils import instantiate
 
-    torch.manual_seed(derive(seed, part))
     try:
-        return instantiate(cfg[part], _convert_="all")
+        return instantiate(node, _convert_="all")
     except InstantiationException as error:  # Hydra's wrapping hides our own errors from those who catch them
         if error.__cause__ is not None:
             raise error.__cause__ from None
@@ -90,7 +103,7 @@ def adapt(cfg: DictConfig, backbone: Backbone, head: nn.Module | None) -> tuple[
 def settings(cfg: DictConfig) -> dict[str, Any]:
     """Dotted key -> value of all that decides a run's bits; worker count, tests and names do not."""
     plain = OmegaConf.to_container(cfg, resolve=True)
-    plain["run"] = {"limit": plain["run"].get("limit")}
+    plain["run"] = {key: plain["run"][key] for key in ("limit", "calibrate") if key in plain["run"]}
     flat: dict[str, Any] = {}
 
     def walk(node: Any, at: str) -> None:

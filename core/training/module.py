@@ -20,11 +20,12 @@ from core.training.optim import Optim
 
 
 class Step(NamedTuple):
-    """One optimiser step, over all ranks: mean loss per item, items, examples."""
+    """One optimiser step, over all ranks: mean loss per item, items, examples; the methods' own penalty beside it."""
 
     loss: float
     items: float
     examples: int
+    penalty: float | None = None
 
 
 class PeftModule(L.LightningModule):
@@ -80,11 +81,15 @@ class PeftModule(L.LightningModule):
         net = network(self.model)
         base = set() if self.base_trains else {id(b) for b in _outside_adapters(net, self.model, "buffers")}
         kept = set(self.model.state_dict(keep_vars=True))  # leaves out the buffers that are not persistent
-        found.update((n, b) for n, b in self.model.named_buffers() if id(b) not in base and n in kept)
+        state = together.resumable(self.model)
+        found.update(
+            (n, b) for n, b in self.model.named_buffers() if id(b) not in base and (n in kept or id(b) in state)
+        )
         return {name: tensor.detach() for name, tensor in found.items()}
 
     def carry(self, tensors: dict[str, Tensor], where: str) -> None:
         """Put saved values back. AdapterError lists missing, foreign, mis-shaped tensors; nothing is changed then."""
+        self.make_room(tensors)
         here = self.carried()
         problems = [Problem(f"{where}: {n}", "missing") for n in here.keys() - tensors.keys()]
         problems += [Problem(f"{where}: {n}", "unknown tensor") for n in tensors.keys() - here.keys()]
@@ -97,6 +102,18 @@ class PeftModule(L.LightningModule):
             raise AdapterError(problems=sorted(problems)[:20])
         for name, tensor in here.items():
             tensor.copy_(tensors[name])
+
+    def make_room(self, tensors: dict[str, Tensor]) -> None:
+        """Let methods whose data decided their shapes take the tensors of a checkpoint."""
+        for prefix, method in self.model.named_modules():
+            if isinstance(method, Method):
+                own = {
+                    n.removeprefix(f"{prefix}."): tuple(t.shape)
+                    for n, t in tensors.items()
+                    if n.startswith(f"{prefix}.")
+                }
+                if own:
+                    method.make_room(own)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["state_dict"] = self.carried()
@@ -147,15 +164,30 @@ class PeftModule(L.LightningModule):
         params = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         factor = self.trainer.accumulate_grad_batches * ranks / max(items, 1e-12) if items else 0.0
         torch._foreach_mul_([p.grad for p in params], factor)
+        penalty = self._penalise()
         if not torch.isfinite(world).all():
             self._stop("loss", total)
         # A gradient scaler (fp16) meets infinities by design and skips those steps itself.
-        if getattr(self.trainer.precision_plugin, "scaler", None) is None:
-            norms = torch.stack(torch._foreach_norm([p.grad for p in params])) if params else world
-            if not torch.isfinite(norms).all():
-                self._stop("gradient", float(norms.sum()))
-        self.step = self.last_finite = Step(total / items if items else 0.0, items, int(examples))
+        norms = torch.stack(torch._foreach_norm([p.grad for p in params])) if params else world
+        finite = bool(torch.isfinite(norms).all())
+        if getattr(self.trainer.precision_plugin, "scaler", None) is None and not finite:
+            self._stop("gradient", float(norms.sum()))
+        self.step = self.last_finite = Step(total / items if items else 0.0, items, int(examples), penalty)
         self.window = []
+        if finite:
+            together.adjust(self.model, self.trainer.global_step, int(self.trainer.estimated_stepping_batches))
+
+    def _penalise(self) -> float | None:
+        """The methods' own term of the loss, once per optimiser step; its gradients join those of the mean loss."""
+        with torch.enable_grad():
+            term = together.penalty(self.model)
+        if term is None:
+            return None
+        trained = [p for p in self.tensors.values() if p.requires_grad]
+        for p, gradient in zip(trained, torch.autograd.grad(term, trained, allow_unused=True), strict=True):
+            if gradient is not None:
+                p.grad = gradient if p.grad is None else p.grad.add_(gradient)
+        return float(term)
 
     def _stop(self, what: str, value: float) -> None:
         """Every rank comes here together: the sums are global, and DDP has averaged the gradients."""
@@ -177,8 +209,13 @@ class PeftModule(L.LightningModule):
 
     def configure_optimizers(self):
         steps = int(self.trainer.estimated_stepping_batches)
-        optimizer, schedule = self.optim.build(self.tensors, steps)
+        optimizer, schedule = self.optim.build(self.tensors, steps, self.model)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_train_end(self) -> None:
+        """A rule may have frozen some tensors for a while; torch computes other last bits for those."""
+        for p in self.tensors.values():
+            p.requires_grad_(True)
 
     # ------------------------------------------------------------------ validation
 

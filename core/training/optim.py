@@ -1,4 +1,5 @@
 """AdamW over the adapter and its head: parameter groups by rule, and the learning rate as a function of the step.
+What an optimiser-side method does otherwise is a rule of its own (`optim.rule`, core/training/rules).
 
 Rules       no weight decay on vectors (biases, gains, scales);  `lr_ratio` multiplies the learning rate of the tensors
             named B: LoRA+ (Hayou et al. 2024, arXiv 2402.12354);  `head_lr` gives the fresh head a rate of its own
@@ -13,6 +14,7 @@ from typing import Literal
 import torch
 
 from core.errors import ConfigError, Problem, did_you_mean
+from core.training.rules import Rule
 
 
 class Optim:
@@ -26,6 +28,7 @@ class Optim:
     lr_ratio       factor on lr for tensors named B
     head_lr        learning rate of the head; null: lr
     betas, eps     AdamW's own
+    rule           what is done otherwise than by AdamW: `{_target_: core.training.rules.galore.GaLore, rank: 8}`
     """
 
     def __init__(
@@ -39,6 +42,7 @@ class Optim:
         head_lr: float | None = None,
         betas: list[float] | tuple[float, ...] = (0.9, 0.999),
         eps: float = 1e-8,
+        rule: Rule | None = None,
     ):
         problems = [
             Problem(f"optim.{name}", str(value), "a positive number")
@@ -54,28 +58,41 @@ class Optim:
         if schedule not in SHAPES:
             near = did_you_mean(str(schedule), SHAPES)
             problems.append(Problem("optim.schedule", str(schedule), ", ".join(SHAPES), near))
+        if rule is not None and not isinstance(rule, Rule):
+            problems.append(Problem("optim.rule", str(rule), "a class of core.training.rules, by its _target_"))
         if problems:
             raise ConfigError(problems=problems)
+        self.rule, self.seed = rule or Rule(), 0
         self.lr, self.weight_decay, self.schedule = float(lr), float(weight_decay), schedule
         self.warmup, self.floor = warmup, float(floor)
         self.lr_ratio, self.head_lr = float(lr_ratio), float(lr if head_lr is None else head_lr)
         self.betas, self.eps = tuple(betas), float(eps)
 
-    def build(self, tensors: dict[str, torch.nn.Parameter], steps: int):
-        """(AdamW, LambdaLR stepped once per optimiser step) for `tensors` by key, `steps` in all."""
-        optimizer = torch.optim.AdamW(self.rules(tensors), lr=self.lr, betas=self.betas, eps=self.eps)
+    def build(self, tensors: dict[str, torch.nn.Parameter], steps: int, model: torch.nn.Module | None = None):
+        """(AdamW or the rule's own, LambdaLR stepped once per optimiser step) for `tensors` by key, `steps` in all.
+
+        model   the adapted model, for rules that ask where in the network a tensor lies"""
+        groups = self.rules(tensors, model)
+        optimizer = self.rule.optimizer(groups, self.seed, lr=self.lr, betas=self.betas, eps=self.eps)
         return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self.factor(step, steps))
 
-    def rules(self, tensors: dict[str, torch.nn.Parameter]) -> list[dict]:
+    def rules(self, tensors: dict[str, torch.nn.Parameter], model: torch.nn.Module | None = None) -> list[dict]:
         """AdamW's parameter groups. A key is `...|<tensor name>`, a head's `head|<its own name>`."""
-        groups: dict[tuple[float, float], list] = {}
+        groups: dict[tuple, list] = {}
+        own = self.rule.settings(tensors, model)
         for key, tensor in tensors.items():
             owner, name = key.split("|", 1)[0], key.rsplit("|", 1)[-1]
             rate = self.head_lr if owner == "head" else self.lr * (self.lr_ratio if name == "B" else 1.0)
-            groups.setdefault((rate, self.weight_decay if tensor.ndim > 1 else 0.0), []).append(tensor)
+            more = dict(own.get(key, {}))
+            rate *= more.pop("factor", 1.0)
+            decay = self.weight_decay if tensor.ndim > 1 else 0.0
+            groups.setdefault((rate, decay, tuple(more.items())), []).append(tensor)
         if self.lr_ratio != 1 and not any(key.rsplit("|", 1)[-1] == "B" for key in tensors):
             raise ConfigError("optim.lr_ratio", f"{self.lr_ratio}, but no tensor is named B", "a method with A and B")
-        return [{"params": group, "lr": rate, "weight_decay": decay} for (rate, decay), group in groups.items()]
+        return [
+            {"params": group, "lr": rate, "weight_decay": decay, **dict(more)}
+            for (rate, decay, more), group in groups.items()
+        ]
 
     def factor(self, step: int, steps: int) -> float:
         """Share of lr at `step` (0-based) of `steps`."""

@@ -14,7 +14,8 @@ HEADER = "step,split,name,value\n"
 
 
 class Rows(Callback):
-    """Writes the mean training loss and learning rate every `every` steps, and all scores of every validation."""
+    """Writes the mean training loss, the methods' own penalty and the learning rate every `every` steps, and all scores
+    of every validation."""
 
     state_key = "Rows"
 
@@ -22,6 +23,7 @@ class Rows(Callback):
         self.path, self.every = path, max(1, every)
         self.length = 0  # bytes that belong to the run
         self.loss, self.items = 0.0, 0.0  # since the last row
+        self.penalty: float | None = None  # of methods that have one
         self.examples = 0  # all of the run
 
     def state_dict(self) -> dict[str, Any]:
@@ -29,11 +31,12 @@ class Rows(Callback):
         if self.path.exists():
             with open(self.path, "ab") as file:
                 os.fsync(file.fileno())
-        return {"length": self.length, "loss": self.loss, "items": self.items, "examples": self.examples}
+        state = {"length": self.length, "loss": self.loss, "items": self.items, "examples": self.examples}
+        return state if self.penalty is None else state | {"penalty": self.penalty}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.length, self.loss = state["length"], state["loss"]
-        self.items, self.examples = state["items"], state["examples"]
+        self.items, self.examples, self.penalty = state["items"], state["examples"], state.get("penalty")
 
     def on_train_start(self, trainer, module) -> None:
         if not trainer.is_global_zero:
@@ -49,12 +52,15 @@ class Rows(Callback):
             return
         self.loss += module.step.loss * module.step.items
         self.items += module.step.items
+        if module.step.penalty is not None:
+            self.penalty = (self.penalty or 0.0) + module.step.penalty * module.step.items
         self.examples += module.step.examples
         if trainer.global_step % self.every == 0:
             lr = trainer.optimizers[0].param_groups[0]["lr"]
-            mean = self.loss / self.items if self.items else float("nan")
-            self.write(trainer, "train", {"loss": mean, "lr": float(lr)})
-            self.loss, self.items = 0.0, 0.0
+            items = self.items or float("nan")
+            own = {} if self.penalty is None else {"penalty": self.penalty / items}
+            self.write(trainer, "train", {"loss": self.loss / items, **own, "lr": float(lr)})
+            self.loss, self.items, self.penalty = 0.0, 0.0, None
 
     def on_validation_end(self, trainer, module) -> None:
         if not trainer.sanity_checking:

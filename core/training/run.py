@@ -32,11 +32,11 @@ from core.training.cost import Cost
 from core.training.ddp import Launcher, OrderedSums
 from core.training.memory import exhausted
 from core.training.module import PeftModule
-from core.training.optim import Optim
 from core.training.progress import Progress, Screen
 from core.training.record import begin, describe, note_cost, now, write_facts
 from core.training.rehearsal import Rehearsal, Rehearsed
 from core.training.rows import Rows
+from core.training.start import start
 
 CHECKPOINTS, COST, RETENTION = "checkpoints", "cost.json", "retention.json"
 
@@ -95,11 +95,12 @@ def _run(cfg: DictConfig, directory: Path, record: Record, screen: Screen) -> No
     model, name = assemble.adapt(cfg, parts.backbone, parts.task.head(parts.backbone))
     module = _module(cfg, model, name, parts)
     loaders = assemble.loaders(cfg, parts)
+    begun = start(cfg, directory / CHECKPOINTS, module, name, loaders)
     describe(record, cfg, model, name, module, parts, loaders)
     if not screen.quiet:
         write_facts(directory, model, name, parts)
         result.write(directory, record)
-        _announce(record, model, name, parts, screen)
+        _announce(record, model, name, parts, screen, begun)
     best, trainer, rivals = _fit(cfg, directory, record, module, name, parts, loaders, screen)
     if trainer.global_rank != 0:
         return
@@ -110,8 +111,7 @@ def _module(cfg: DictConfig, model, name: str, parts) -> PeftModule:
     from core.adapters import head, trainable
     from core.adapters.io import fingerprint
 
-    optim = Optim(**OmegaConf.to_container(cfg.optim, resolve=True))
-    tensors = trainable(model, name)
+    optim, tensors = assemble.optim(cfg), trainable(model, name)
     return PeftModule(model, parts.task, optim, tensors=tensors, head=head(model, name), fingerprint=fingerprint(model))
 
 
@@ -281,13 +281,15 @@ def _score(cfg, directory: Path, record: Record, module, name, parts, loaders, b
 # ---------------------------------------------------------------------- record, screen, log
 
 
-def _announce(record: Record, model, name: str, parts, screen: Screen) -> None:
+def _announce(record: Record, model, name: str, parts, screen: Screen, begun: str) -> None:
     from core.adapters import summary
 
     screen.say(present.title(record))
     screen.say(present.indented(str(summary(model, name))))
     for text in parts.audit.warnings:
         screen.say(f"  data     {text}")
+    if begun:
+        screen.say(f"  start    {begun}")
 
 
 def _show(cfg, directory: Path, record: Record, screen: Screen) -> None:

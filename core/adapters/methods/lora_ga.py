@@ -1,0 +1,62 @@
+"""LoRA-GA.  W' = W + s (B A - B0 A0),  A0, B0 from the gradient G = dL/dW at the start        s = alpha / sqrt(r)
+Wang et al. 2024, arXiv 2407.05000
+Parameters  r (in + out) per site; A0 and B0 are kept beside them, frozen.
+Start       W' = W to the bit. With G = U S V^T:  B0 = c U[:, :r],  A0 = c V[:, r:2r]^T,  c = out^(1/4) / sqrt(gamma):
+            the first step then moves W along the best approximation of G that has rank 2r.
+Differs     calibration makes it LoRA-GA: the start of every run, or `calibrate(...)` after `attach`, which alone starts
+            like LoRA (A0 = A, B0 = B = 0). The paper changes W by -s B0 A0; here W stays, the offset is part of W'.
+            A matrix with fewer than 2r singular values takes A0 from the last r of them.
+Hosts       all.
+Shapes      W, G (out, in)   A, A0 (r, in)   B, B0 (out, r)
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from core.adapters.base import kaiming
+from core.adapters.low_rank import LowRankMethod, offset
+from core.adapters.methods.lora import refuses_excess, refuses_rank, room
+
+
+class LoRAGA(LowRankMethod):
+    needs = "gradients"
+
+    def __init__(self, W, *, rank: int = 8, alpha: float = 16.0, gamma: float = 16.0):
+        super().__init__()
+        rows = room(W, rank)
+        self.scale, self.c = alpha / rank**0.5, W.shape[0] ** 0.25 / gamma**0.5
+        self.A = nn.Parameter(kaiming(rows, W.shape[1]).to(W))
+        self.B = nn.Parameter(W.new_zeros(W.shape[0], rows))
+        self.register_buffer("A0", self.A.detach().clone())
+        self.register_buffer("B0", self.B.detach().clone())
+
+    def weight(self, W):
+        A, B, scale, _ = self.factors()
+        return W + scale * B @ A
+
+    def factors(self):
+        return offset(self.A, self.B, self.A0, self.B0, self.scale)
+
+    @classmethod
+    def calibrate(cls, methods, seen):
+        for i, method in enumerate(methods):
+            G, seen[i] = seen[i].to(method.A), None
+            U, _, Vt = torch.linalg.svd(G, full_matrices=False)
+            r = len(method.A)
+            last = min(2 * r, len(Vt))
+            method.A0.copy_(method.c * Vt[last - r : last])
+            method.B0.copy_(method.c * U[:, :r])
+            method.A.copy_(method.A0)
+            method.B.copy_(method.B0)
+
+    @classmethod
+    def refuses(cls, host, shape, options):
+        if not options["gamma"] > 0:
+            return f"gamma {options['gamma']}: a positive number"
+        return refuses_rank(options["rank"])
+
+    @classmethod
+    def refuses_all(cls, shapes, options):
+        return refuses_excess(shapes, options["rank"])
