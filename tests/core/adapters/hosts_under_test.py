@@ -258,7 +258,7 @@ def by_form(found: list[Variant]) -> list[Variant]:
         cls, method = variant.cls, variant.on(torch.randn(8, 6))
         scales_input = method.into(torch.randn(2, 6)) is not None
         shortcuts = (cls.output is None, cls.factors is None, cls.gain is None, method.order, scales_input)
-        first.setdefault(shortcuts, variant)
+        first.setdefault((*shortcuts, "dropout" in variant.full), variant)
     return list(first.values())
 
 

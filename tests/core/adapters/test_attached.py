@@ -1,4 +1,7 @@
-"""Every method through `attach` on single hosts: all paths give one answer, and everything can be undone to the bit."""
+"""A method of every form through `attach` on single hosts: all paths give one answer, to the bit undone.
+
+Every method, on the path that the binder chooses: test_matrix.py.
+"""
 
 from __future__ import annotations
 
@@ -13,17 +16,19 @@ from torch.utils.checkpoint import checkpoint
 from core.adapters import attach, detach, merge, set_active, summary, unmerge, use
 from core.adapters.model import trainable
 from core.errors import PeftError
-from tests.core.adapters.hosts_under_test import HOSTS, One, relative, shaken, through_output, through_weight, variants
+from tests.core.adapters.hosts_under_test import (
+    HOSTS,
+    One,
+    by_form,
+    relative,
+    shaken,
+    through_output,
+    through_weight,
+    variants,
+)
 
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
-VARIANTS = [v for v in variants() if str(v) != "lora_rank_stabilised"]  # another number, no other computation
-
-
-def pattern(host) -> str:
-    if host.rows is None:
-        return "layer"
-    groups = f"*{host.rows.groups}" if host.rows.groups > 1 else ""
-    return f"layer[{host.rows.start}:{host.rows.start + host.rows.size}{groups}]"
+VARIANTS = by_form(variants())
 
 
 def adapted(host, variant, path="auto", dtype=torch.float32, **more):
@@ -35,7 +40,7 @@ def adapted(host, variant, path="auto", dtype=torch.float32, **more):
     model = One(layer).eval()
     options = {**dict(variant.options), **more}
     attach(
-        model, variant.name, targets=["r"], roles={"r": pattern(host)}, example=((x,), {}), path=path, seed=0, **options
+        model, variant.name, targets=["r"], roles={"r": host.pattern}, example=((x,), {}), path=path, seed=0, **options
     )
     method = next(iter(next(iter(model._peft.slots.values())).methods.values()))
     return model, shaken(method), op, x
@@ -128,11 +133,10 @@ def test_the_call_path_in_double(variant, host, tokens, dropout):
     assert torch.autograd.gradcheck(function, (x, *leaves), fast_mode=True)
 
 
-@pytest.mark.parametrize("path", ["call", "weight"])
 @pytest.mark.parametrize("host", HOSTS, ids=str)
 @pytest.mark.parametrize("variant", VARIANTS, ids=str)
-def test_merge_unmerge_detach(variant, host, path):
-    model, _, _, x = adapted(host, variant, path)
+def test_merge_unmerge_detach(variant, host):
+    model, _, _, x = adapted(host, variant, "weight")
     layer = plain(host)
     before, adapted_output = copy.deepcopy(layer.state_dict()), model(x)
     assert merge(model).max_error <= 1e-5  # measured 7e-7
@@ -152,7 +156,7 @@ SOME = [
 ]
 
 
-@pytest.mark.parametrize("path", ["call", "hook", "weight"])
+@pytest.mark.parametrize("path", ["hook", "weight"])
 @pytest.mark.parametrize("host", SOME, ids=str)
 @pytest.mark.parametrize("variant", VARIANTS, ids=str)
 def test_copies_are_equal_and_independent(variant, host, path):
@@ -233,7 +237,7 @@ def test_gradient_checkpointing(variant, host, path, dropout):
 @pytest.mark.parametrize("host", SOME, ids=str)
 def test_several_adapters_add_up(host, path):
     """W' = W + sum_i w_i (f_i(W) - W), methods of different kinds, in any order of attaching."""
-    by_name = {str(v): v for v in VARIANTS}
+    by_name = {str(v): v for v in variants()}
     layer, op, x = host.build()
     M, outputs = op.matrix(layer.weight), []
     for order in (["lora", "dora", "ia3"], ["ia3", "dora", "lora"]):
@@ -242,7 +246,7 @@ def test_several_adapters_add_up(host, path):
         for name in order:
             variant = by_name[name]
             options = dict(variant.options)
-            attach(model, variant.name, targets=["r"], roles={"r": pattern(host)}, example=((x,), {}), name=name,
+            attach(model, variant.name, targets=["r"], roles={"r": host.pattern}, example=((x,), {}), name=name,
                    path=path, seed=0, **options)  # fmt: skip
         slot = next(iter(model._peft.slots.values()))
         weights = {"lora": 0.5, "dora": -0.3, "ia3": 2.0}

@@ -1,10 +1,9 @@
-"""Adapters on what modules put out, and on hosts with more than one product: attention, recurrence, normed weights."""
+"""Adapters on what modules put out, and several at once on hosts with more than one product: attention, recurrence."""
 
 from __future__ import annotations
 
 import copy
 import pickle
-import warnings
 
 import pytest
 import torch
@@ -84,19 +83,6 @@ class Recurrent(nn.Module):
         return self.layer(x)[0]
 
 
-def normed(norm):
-    def make():
-        return One(norm(nn.Linear(8, 8)))
-
-    return make
-
-
-def old_weight_norm(layer):
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # deprecated, but what the vocoders use
-        return nn.utils.weight_norm(layer)
-
-
 def encoder_layer():
     return One(nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True))
 
@@ -113,8 +99,6 @@ ODD = {
     ),
     "lstm": (lambda: Recurrent(nn.LSTM), {"ih": "layer:weight_ih_l0[1/4]", "hh": "layer:weight_hh_l0"}),
     "gru": (lambda: Recurrent(nn.GRU), {"ih": "layer:weight_ih_l0", "hh": "layer:weight_hh_l0[2/3]"}),
-    "weight_norm": (normed(nn.utils.parametrizations.weight_norm), {"w": "layer"}),
-    "weight_norm_old": (normed(old_weight_norm), {"w": "layer"}),
 }
 ODD_METHODS = [v for v in variants() if str(v) in ("lora", "dora", "ia3")]
 
@@ -142,8 +126,7 @@ def test_hosts_that_do_more_than_one_product(variant, kind):
     assert all(g.abs().max() > 0 for g in grads)
     model.eval()
     assert torch.equal(copy.deepcopy(model)(x), y)
-    if kind != "weight_norm":  # torch itself forbids pickling its parametrisations
-        assert torch.equal(pickle.loads(pickle.dumps(model))(x), y)
+    assert torch.equal(pickle.loads(pickle.dumps(model))(x), y)
     assert merge(model).max_error <= 1e-5
     assert relative(model(x), y) <= 1e-5
     unmerge(model)

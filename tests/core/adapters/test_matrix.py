@@ -201,9 +201,14 @@ def says_why_and_what_to_use(error: PeftError) -> None:
 @pytest.mark.parametrize("variant", VARIANTS, ids=str)
 def test_a_cell_works_or_is_refused(variant, host):
     c = cell(variant, host)
+    model, op, _ = host.model()
+    W = getattr(model.get_submodule(host.path), host.parameter)
+    asked = variant.cls.refuses(op.kind, tuple(op.matrix(W).shape), variant.full)  # what `atlas methods` asks
     if c.refusal is not None:
         says_why_and_what_to_use(c.refusal)
+        assert (asked or "divides out") in str(c.refusal)
         return
+    assert not asked
     for promise in PROMISES:
         c.model.eval()
         promise(c)
