@@ -60,10 +60,12 @@ def test_mixed_rows_generate_what_each_generates_alone():
             assert torch.equal(generate(host, tokens[row : row + 1])[0], mixed[row]), adapter
 
 
-def test_a_cache_of_another_adapter_is_refused():
-    host, tokens = host_with("llama", a=("prefix", 4), b=("gated_prefix", 2), c=("prompt", 2)), ids(2)
+@pytest.mark.parametrize("more", [{}, {"c": ("prompt", 2)}])
+def test_a_cache_of_another_adapter_is_refused(more):
+    """With prefixes alone, and beside a prompt, whose seam watches the cache, too."""
+    host, tokens = host_with("llama", a=("prefix", 4), b=("gated_prefix", 2), **more), ids(2)
     with torch.no_grad():
-        for other in ("b", "c", None):
+        for other in ("b", *more, None):
             set_active(host.net, "a")
             cache = host.net(tokens, use_cache=True).cache
             host.net(tokens[:, :1], cache=cache)
