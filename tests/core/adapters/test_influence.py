@@ -26,7 +26,7 @@ def attached(layer, x, variant):
 
 @pytest.mark.parametrize("variant", variants(), ids=str)
 def test_a_wide_layer_with_a_forward_of_its_own_is_adapted(variant):
-    """Sparse changes move the output by little: what counts is by how much for their size."""
+    """By every method: what counts is how much the output moves for the size of the change."""
     torch.manual_seed(0)
     model = attached(Own(2048, 8), torch.randn(3, 2048), variant)
     assert [row.path for row in summary(model).rows] == ["weight"]
