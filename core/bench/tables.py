@@ -109,9 +109,9 @@ def _numbers(cell: Cell, anchors: dict[str, Cell]) -> dict[str, Any]:
 
 
 def gap_closed(cell: Cell, anchors: dict[str, Cell]) -> float | None:
-    """(method - probe) / (full - probe); None where full is no better than the probe."""
+    """(method - probe) / (full - probe); None where full is not better than the probe, or only within the noise."""
     probe, full = (anchors[key].value if key in anchors else None for key in (PROBE, FULL))
-    if probe is None or full is None or cell.value is None:
+    if probe is None or full is None or cell.value is None or anchors[FULL].verdicts.get(PROBE) in ("tied", "worse"):
         return None
     sign = 1 if cell.headlines[0].higher_is_better else -1
     return (cell.value - probe) / (full - probe) if sign * (full - probe) > 0 else None

@@ -43,7 +43,7 @@ def segmentation(rows: list[dict[str, Any]], classes: Sequence[str], directory: 
         _outlines(panels[1], truth, len(classes))
         _outlines(panels[2], guess, len(classes))
         panels[3].imshow(_errors(truth, guess), interpolation="none")
-        panels[0].set_title(f"{label}: {str(row['id'])[:22]}", fontsize=8, loc="left", pad=3)
+        panels[0].set_title(f"{label}: {str(row['id'])[:14]}", fontsize=8, loc="left", pad=3)
         panels[1].set_title("truth", fontsize=8, loc="left", pad=3)
         panels[2].set_title(f"prediction, {row['score']:.2f}", fontsize=8, loc="left", pad=3)
         panels[3].set_title("missed / extra / other", fontsize=8, loc="left", pad=3)
