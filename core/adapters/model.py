@@ -105,8 +105,10 @@ def attach(
             state.heads[name] = head
         state.train(model.training)  # a new module is in train mode: dropout would act in an eval model
         state.routing.active = {name: 1.0}
-        if thin and not adapter.in_place:
-            state.thinned = thin_layers.thin(net)
+        if not adapter.in_place:
+            probe.rest(net.modules())
+            if thin:
+                state.thinned = thin_layers.thin(net)
         for part, recipe in zip(parts, recipes, strict=True):
             with combine.naming(recipe.part):
                 if verify and recipe.cls.face == "weight":
@@ -175,7 +177,7 @@ def _check(model, recipes: list[combine.Recipe], name, example, state) -> None:
 
 
 def _begin(model, net, state: State, roles, example) -> None:
-    """Freeze the base and register the state. Frozen norms with running statistics go to eval."""
+    """Freeze the base and register the state. Frozen norms that keep what they have seen go to eval."""
     state.requires_grad_before = {key: p.requires_grad for key, p in model.named_parameters()}
     state.roles, state.batch_axis = roles, dict(getattr(model, "batch_axis", {}))
     if not hasattr(model, "example"):  # a plain module cannot be asked again
@@ -237,6 +239,7 @@ def _forget(model, net, state: State, name: str) -> None:
         del state.heads[name]
     if not state.adapters:
         thin_layers.unthin(net)
+        probe.unrest(net.modules())
         del model._modules[STATE]
         for key, p in model.named_parameters():
             p.requires_grad_(state.requires_grad_before.get(key, True))

@@ -75,6 +75,25 @@ def keeping(modules: Iterable[nn.Module]) -> list[nn.Module]:
     return [module for module in modules if drifts(module)]
 
 
+def rest(modules: Iterable[nn.Module]) -> None:
+    """Keep them in eval whatever `train()` says, until `unrest`: `model.train()` is everybody's first line."""
+    for module in keeping(modules):
+        module.eval()
+        if _in_eval not in module._forward_pre_hooks.values():
+            module.register_forward_pre_hook(_in_eval, prepend=True)
+
+
+def unrest(modules: Iterable[nn.Module]) -> None:
+    for module in modules:
+        for key in [key for key, hook in module._forward_pre_hooks.items() if hook is _in_eval]:
+            del module._forward_pre_hooks[key]
+
+
+def _in_eval(module: nn.Module, args: tuple) -> None:
+    if module.training:
+        module.training = False
+
+
 @contextmanager
 def pristine(model: nn.Module):
     """Buffers, random numbers and train flags are afterwards as they were: a train-mode probe moves BatchNorm's."""
