@@ -38,12 +38,14 @@ class Method(nn.Module):
     exempt: ClassVar[tuple[str, ...]] = ()
     # The option that `adapter.budget` solves for: a whole number, and more of it is more parameters.
     size: ClassVar[str] = "rank"
+    # The role of the method's site, set by the binder before `join`: what sites of one role share is told apart by it.
+    role: str = ""
     # What a data-driven start looks at, gathered over a few batches before training.
     needs: ClassVar[Literal["", "inputs", "gradients"]] = ""
-
-    @classmethod
     # Buffers with persistent=False that a run's checkpoint keeps all the same: state of `adjust`, not of the result.
     resumes: ClassVar[tuple[str, ...]] = ()
+
+    @classmethod
     def join(cls, methods: list[Self]) -> None:
         """Called once with the methods of all sites, in network order. What sites share is tied here: one Parameter in
         several methods is counted, trained and saved once."""
@@ -53,12 +55,12 @@ class Method(nn.Module):
         """Called once before training where `needs` says so. seen[i] belongs to methods[i]:
         "gradients": dL/dW (out, in);  "inputs": the second moment sum x^T x (in, in) of the matrix's input."""
 
-    def penalty(self) -> Tensor | None:
-        """() a term of the training loss; None: nothing."""
     def make_room(self, shapes: dict[str, tuple[int, ...]]) -> None:
         """Called before tensors of these shapes are put in, by name: for methods whose `calibrate` decides shapes.
         A Parameter stays the same object: `self.A.data = ...`."""
 
+    def penalty(self) -> Tensor | None:
+        """() a term of the training loss; None: nothing."""
         return None
 
     @classmethod
@@ -71,8 +73,9 @@ class WeightMethod(Method):
 
     face: ClassVar[str] = "weight"
     targets: ClassVar[tuple[str, ...]] = ("attn.q", "attn.v")
-    # Which form is cheaper where a method has both `weight` and `output` (and no `factors`).
-    order: ClassVar[Literal["weight", "output"]] = "weight"
+    # Which form is cheaper where a method has both `weight` and `output` (and no `factors`); linear: `output`, but only
+    # on plain products.
+    order: ClassVar[Literal["weight", "output", "linear"]] = "weight"
 
     def weight(self, W: Tensor) -> Tensor:
         """The definition: (out, in) -> (out, in), in fp32."""
@@ -121,6 +124,22 @@ class ActivationMethod(Method):
     def __init__(self, dim: int, *, axis: int = -1):
         super().__init__()
         self.axis = axis
+
+    @classmethod
+    def options_for(cls, host: nn.Module, x: torch.Size, h: torch.Size, options: dict) -> dict:
+        """The constructor's arguments at one module, whose first input and output have these shapes on the example.
+        What a method must know of its host is added here, as an argument that is not keyword-only."""
+        return options
+
+    @classmethod
+    def refuses(cls, host: nn.Module, x: torch.Size, h: torch.Size, options: dict) -> str:
+        """Why this method has no meaning at a module, and what to use; "" where it has. `options` has the `axis`."""
+        return ""
+
+    @classmethod
+    def refuses_all(cls, outputs: list[torch.Size], options: dict) -> str:
+        """Why it has no meaning at modules with outputs of these shapes taken together; "" where it has."""
+        return ""
 
     def forward(self, h: Tensor, x: Tensor) -> Tensor:
         raise NotImplementedError

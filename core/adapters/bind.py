@@ -195,7 +195,8 @@ def install(state, net, adapter: Adapter, site: Site, path, why, method, op, sha
     host = net.get_submodule(site.path)
     slot = slot_for(state, net, site, path)
     name = f"{adapter.name}|{site.role}|{len(slot.parts)}".replace(".", "/")
-    slot.add(Part(adapter.name, site.role, name, op, state.batch_axis.get(site.role, 0)), method)
+    method.role = site.role
+    slot.add(Part(adapter.name, site.role, name, op, state.batch_axis.get(site.role, 0), site.rows), method)
     bound = Bound(
         site,
         path,
@@ -214,12 +215,23 @@ def bind_activation(
     state: State, net: nn.Module, adapter: Adapter, cls: type[ActivationMethod], sites, example, axes
 ) -> None:
     shapes = choose.measure(example, net, sites)
+    problems, outputs = [], []
     for site in sites:
         host = net.get_submodule(site.path)
-        method, width = choose.activation(cls, host, site.role, adapter.options, axes, shapes[site.path])
-        device = next((p.device for p in host.parameters()), torch.device("cpu"))
-        why = f"output {tuple(shapes[site.path][1])}"
-        install(state, net, adapter, site, "act", why, method.to(device), None, (width,))
+        h = shapes[site.path][1]
+        try:
+            method, width = choose.activation(cls, net, site, adapter.options, axes, shapes[site.path])
+        except UnsupportedError as refused:
+            problems += refused.problems
+            continue
+        device = next((p.device for m in (host, net) for p in m.parameters()), torch.device("cpu"))
+        outputs.append(h)
+        install(state, net, adapter, site, "act", f"output {tuple(h)}", method.to(device), None, (width,))
+    if not problems and (reason := cls.refuses_all(outputs, adapter.options)):
+        shown = ", ".join(str(tuple(h)) for h in dict.fromkeys(outputs))
+        problems.append(Problem("adapter", f"{adapter.method} on outputs {shown}", "", reason))
+    if problems:
+        raise UnsupportedError(problems=problems)
     join(state, adapter, cls)
 
 

@@ -12,15 +12,16 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import ParametrizationList
 
 from core.adapters import probe
 from core.adapters.base import ActivationMethod
 from core.adapters.conv_op import CONV, CONV_TRANSPOSE
 from core.adapters.hosts import stock_forward
 from core.adapters.seam import original, stored
-from core.adapters.sites import Site
+from core.adapters.sites import OUTPUTS, Site
 from core.adapters.state import State
-from core.errors import ConfigError, DeadSiteError, Problem
+from core.errors import ConfigError, DeadSiteError, Problem, UnsupportedError
 
 
 def owners_of(net: nn.Module, tensor: Tensor) -> list[tuple[str, str]]:
@@ -65,8 +66,9 @@ def choose(net: nn.Module, site: Site, uses: dict[int, dict[str, set]]) -> tuple
     return "call", "read in its own forward"
 
 
-def channel_axis(host: nn.Module) -> int:
-    """1 where the last layer inside is a convolution or a norm over images, -1 otherwise."""
+def channel_axis(net: nn.Module, host: nn.Module) -> int:
+    """1 where the last layer inside is a convolution or a norm over images, -1 otherwise; a module without layers
+    passes on what the layer before it in the network has made."""
     images = (
         *CONV,
         *CONV_TRANSPOSE,
@@ -74,7 +76,11 @@ def channel_axis(host: nn.Module) -> int:
         nn.GroupNorm,
         nn.modules.instancenorm._InstanceNorm,
     )
-    for module in reversed(list(host.modules())):
+    every, inside = list(net.modules()), set(host.modules())
+    last = max(i for i, module in enumerate(every) if module in inside)
+    for module in reversed(every[: last + 1]):
+        if isinstance(module, (ParametrizationList, nn.PReLU)):  # a normed layer's weight, an activation's slope: they
+            continue  # say nothing of the layout, and the layer comes next
         if isinstance(module, images):
             return 1
         if next(module.parameters(recurse=False), None) is not None:
@@ -112,18 +118,29 @@ def measure(example: Callable, net: nn.Module, sites: list[Site]) -> dict[str, t
 
 def activation(
     cls: type[ActivationMethod],
-    host: nn.Module,
-    role: str,
+    net: nn.Module,
+    site: Site,
     options: dict,
     axes: dict,
     shapes: tuple[torch.Size, torch.Size],
 ) -> tuple[ActivationMethod, int]:
-    """(the method at one module, width of the module's output)"""
-    options = dict(options)
-    axis = options.pop("axis", axes.get(role, channel_axis(host)))
-    x, h = shapes
+    """(the method at one module, the width that it adapts). UnsupportedError where it has no meaning there."""
+    host, (x, h) = net.get_submodule(site.path), shapes
+    axis = axes[site.role] if site.role in axes else channel_axis(net, host)
+    axis = options.get("axis", axis)
+    options = {**options, "axis": axis}
+    if site.rows is not None:  # of a fused projection: its own channels alone
+        h = torch.Size(len(site.rows) if i == axis % len(h) else n for i, n in enumerate(h))
+    reason = cls.refuses(host, x, h, options)
+    if site.parameter != "weight":
+        reason = f"{site.parameter} is no module's output: target roles of modules, as {', '.join(OUTPUTS)}"
+    if reason:
+        got = f"{cls.__name__} on {original(host).__name__} {tuple(x)} -> {tuple(h)}"
+        raise UnsupportedError(site.key, got, "", reason)
     widths = (h[axis], x[axis]) if cls.reads_input else (h[axis],)
-    return cls(*widths, axis=axis, **options), h[axis]
+    method = cls(*widths, **cls.options_for(host, x, h, options))
+    method.role = site.role
+    return method, h[axis]
 
 
 def first_tensor(args: tuple, kwargs: dict) -> Tensor:

@@ -71,7 +71,7 @@ def count(model: nn.Module, cls: type, found: list[Place], targets: Any, roles: 
     with torch.device("meta"):
         for place in found:
             if cls.face == "activation":
-                built.append(choose.activation(cls, place.host, place.site, options, axes, place.shapes)[0])
+                built.append(choose.activation(cls, network(model), place.site, options, axes, place.shapes)[0])
             else:
                 built.append(cls(place.W, **cls.options_for(place.site.role, options)))
             built[-1].role = place.site.role

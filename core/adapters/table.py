@@ -226,7 +226,7 @@ def plan(
         if cls.face == "activation":
             with torch.device("meta"):
                 built, width = choose.activation(
-                    cls, host, site.role, merged, getattr(model, "channel_axis", {}), shapes[site.path]
+                    cls, net, site, merged, getattr(model, "channel_axis", {}), shapes[site.path]
                 )
             kind, why, named, shape = "act", "module output", type(host).__name__, (width,)
         else:

@@ -13,7 +13,7 @@ from typing import Literal
 import torch.nn.functional as F
 
 from core.adapters.base import ActivationMethod
-from core.adapters.bottleneck import along, projections
+from core.adapters.bottleneck import along, projections, refuses_change
 from core.errors import UnsupportedError
 
 
@@ -43,3 +43,7 @@ class Parallel(ActivationMethod):
             got = f"input {tuple(x.shape)}, output {tuple(h.shape)}"
             raise UnsupportedError("adapter=parallel", got, "modules that keep all axes but channels", "another role")
         return h + self.scale * branch
+
+    @classmethod
+    def refuses(cls, host, x, h, options):
+        return refuses_change(x, h, options["axis"])
