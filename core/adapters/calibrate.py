@@ -12,7 +12,7 @@ Dropout is off and frozen statistics stay; base, buffers and random numbers are 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -26,7 +26,7 @@ from core.adapters.op import Op
 from core.adapters.probe import pristine
 from core.adapters.seam import stored
 from core.adapters.state import Bound, State
-from core.adapters.together import bound_methods, by_class, count_again
+from core.adapters.together import bound_methods, by_class, counted
 from core.errors import Problem, UnsupportedError
 
 BATCHES = 8  # of training, where a run does not say
@@ -56,10 +56,10 @@ def calibrate(model: nn.Module, name: str, batches: Iterable[Any], loss: Callabl
             own = [seen[at[id(method)]] for method in methods]
             for method in methods:  # held by `own` alone, so that a method can let go of each
                 seen[at[id(method)]] = None
-            with torch.no_grad():
+            with torch.no_grad(), ExitStack() as counts:
+                for bound, method in pairs:
+                    counts.enter_context(counted(bound, method))
                 cls.calibrate(methods, own)
-        for bound, method in pairs:
-            count_again(bound, method)
     return model
 
 
@@ -233,9 +233,7 @@ def _op(state: State, bound: Bound) -> Op:
 
 def _all_seen(pairs: list[Pair], seen: list[Tensor | None], why: str, instead: str) -> None:
     problems = [
-        Problem(
-            bound.site.key, f"{type(method).__name__} on {bound.host}: {why}", f"{method.needs} to start from", instead
-        )
+        Problem(bound.key, f"{type(method).__name__} on {bound.host}: {why}", f"{method.needs} to start from", instead)
         for (bound, method), found in zip(pairs, seen, strict=True)
         if found is None
     ]

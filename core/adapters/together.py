@@ -6,7 +6,8 @@ make_room  shapes that the data decided          resumable   state that a run's 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +20,7 @@ from core.adapters.state import Bound
 def bound_methods(model: nn.Module, name: str) -> list[tuple[Bound, Method]]:
     """(site, method) of adapter `name`, in network order."""
     state = state_of(model)
-    return [(bound, state.slots[bound.slot].methods[bound.method]) for bound in record(model, name).bound]
+    return [(bound, state.method(bound)) for bound in record(model, name).bound]
 
 
 def acting(model: nn.Module) -> list[Method]:
@@ -60,12 +61,16 @@ def make_room(model: nn.Module, name: str, shapes: Mapping[str, tuple[int, ...]]
         prefix = f"{bound.key}|"
         own = {key.removeprefix(prefix): tuple(s) for key, s in shapes.items() if key.startswith(prefix)}
         if own:
-            method.make_room(own)
-            count_again(bound, method)
+            with counted(bound, method):
+                method.make_room(own)
 
 
-def count_again(bound: Bound, method: Method) -> None:
-    bound.parameters = sum(p.numel() for p in method.parameters() if p.requires_grad)
+@contextmanager
+def counted(bound: Bound, method: Method) -> Iterator[None]:
+    """The site's count follows where the method's tensors change their shape."""
+    before = sum(p.numel() for p in method.parameters() if p.requires_grad)
+    yield
+    bound.parameters += sum(p.numel() for p in method.parameters() if p.requires_grad) - before
 
 
 def resumable(model: nn.Module) -> set[int]:

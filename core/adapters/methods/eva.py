@@ -25,7 +25,7 @@ class EVA(LoRA):
         self.most = max(len(self.A), min(int(rho * rank), *W.shape))
 
     def make_room(self, shapes):
-        rank = shapes["A"][0]
+        rank = shapes["A"][0] if "A" in shapes else len(self.A)
         self.A.data, self.B.data = self.A.new_zeros(rank, self.A.shape[1]), self.B.new_zeros(len(self.B), rank)
         self.A.grad = self.B.grad = None
 

@@ -250,6 +250,15 @@ def test_adalora_budget_is_cubic():
     assert at == [120, 120, 120, 80 + 40 // 8, 80, 80, 80]
 
 
+def test_adalora_budget_equals_hf():
+    peft = pytest.importorskip("peft")
+    sizes = dict(init_r=7, target_r=2, tinit=5, tfinal=11, total_step=60)
+    config = peft.AdaLoraConfig(target_modules=["0", "1", "2"], **sizes)
+    theirs = peft.get_peft_model(nn.Sequential(*(nn.Linear(8, 8) for _ in range(3))), config).base_model.rankallocator
+    expected = [theirs.budget_schedule(t)[0] for t in range(60)]
+    assert [budget(t, 5, 60 - 11, 3 * 7, 3 * 2) for t in range(60)] == expected and len(set(expected)) > 10
+
+
 def test_adalora_keeps_the_most_important_triplets():
     """Two sites of two triplets, budget 4 -> 2: importance by hand; what is left out loses its l, and may come back."""
     sites = [AdaLoRA(torch.zeros(3, 3), rank=2, target_rank=1, warmup=0, settled=0.5, every=2) for _ in range(2)]
@@ -265,16 +274,14 @@ def test_adalora_keeps_the_most_important_triplets():
         return torch.stack([method.m for method in sites]).tolist()
 
     seen = [step(t, sizes) for t in range(11)]
-    first = 0.15 * sizes[0, 0]
     rows = [sum(map(sum, m)) for m in seen]
     assert rows == [budget(t, 0, 10, 4, 2) if t % 2 == 0 else 4 for t in range(11)] and rows[-1] == 2
     assert seen[-1] == [[1, 0], [1, 0]]
-    assert sites[0].l.tolist() == [1, 1] or sites[0].l.tolist() == [1, 0]
     fresh = AdaLoRA(torch.zeros(3, 3), rank=2, target_rank=1)
     fresh.l.data, fresh.l.grad = torch.ones(2), sizes[0].clone()
     fresh.note()
     average = 0.15 * sizes[0]
-    assert torch.allclose(fresh.importance(), average * 0.15 * (sizes[0] - average).abs()) and first == average[0]
+    assert torch.allclose(fresh.importance(), average * 0.15 * (sizes[0] - average).abs())
     method = sites[0]
     assert step(11, sizes) == seen[-1] and method.l.tolist() == [1, 0]  # settled: the choice stays
     value = method.weight(torch.zeros(3, 3))
