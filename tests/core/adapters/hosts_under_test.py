@@ -216,6 +216,8 @@ FURTHER = {
     "oft": [{"cayley": "neumann"}, {"side": "out"}],
     "shira": [{"mask": "magnitude"}, {"mask": "struct"}],
 }
+# Defaults that belong to the default rank: RandLoRA's alpha is 20 r, its change of the tiny hosts would drown them.
+INSTEAD = {"randlora": {"alpha": 40.0}}
 
 
 @dataclass(frozen=True)
@@ -247,6 +249,7 @@ def variants() -> list[Variant]:
         cls = methods.find(name)
         if cls.face == "weight":
             small = {key: 2 for key, value in methods.options(cls).items() if type(value) is int and value > 2}
+            small |= INSTEAD.get(name, {})
             found += [Variant(name, tuple({**small, **more}.items())) for more in ({}, *FURTHER.get(name, []))]
     return found
 
