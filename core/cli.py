@@ -123,28 +123,14 @@ def methods(args: argparse.Namespace) -> None:
         module = str(settings.get("_target_", "")).rpartition(".")[0]
         print(f"preset {name}: {comment}\n")
         if "parts" in settings:
-            _parts(name, settings)
-            return
-        if "parts" in settings:
-            _parts(name, settings)
+            if settings["parts"] != "???":  # else the command line names them, as the comment says
+                _parts(name, settings)
             return
         name = module.rpartition(".")[2]
     elif name in presets:
         _, settings = catalog.preset(presets[name])
         settings = settings.get("adapter", settings)
     _one_method(catalog.method(name), settings, args.name)
-
-
-def _parts(name: str, settings: dict) -> None:
-    """The parts of a combination, each with what the preset sets."""
-    from core.parts import expand
-
-    rows = []
-    for part, own in expand(settings)[0]["parts"].items():
-        options = ", ".join(f"{key} {value}" for key, value in own.items() if key != "_target_" and value is not None)
-        rows.append((part, own.get("_target_", "").rpartition(".")[2], options or "-"))
-    print(table(("part", "method", "options"), rows))
-    print(f"\none of them: atlas methods PART\nuse  adapter={name} adapter.parts.{rows[0][0]}.OPTION=...")
 
 
 def _parts(name: str, settings: dict) -> None:
