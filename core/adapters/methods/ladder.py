@@ -91,7 +91,7 @@ class _Rungs:
                 fix = "no checkpointing: the blocks keep nothing for the backward pass"
                 raise UnsupportedError("adapter=ladder", "reentrant checkpointing", "use_reentrant=False", fix)
             return self.given[index]
-        if index <= self.index:  # a new pass; the last one did not reach the end
+        if index <= self.index:  # a new pass; the last one skipped its last block (layer drop)
             self.reached(-1, None)
         if self.state is None:
             self.given.clear()
