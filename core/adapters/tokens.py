@@ -163,7 +163,8 @@ def _seam(model: nn.Module, cls) -> str:
         why = "its port names no attention that makes one scaled_dot_product_attention call"
         fix = "choose a weight or activation method" + (", or prompt" if "tokens" in offered else "")
     else:
-        why, fix = "its tokens cannot be longer than the image or text", "choose a weight or activation method"
+        why = "its port names no blocks" + (", nor embeddings" if cls.seam == "tokens" else "")
+        fix = "prefix: it has attentions" if "kv" in offered else "choose a weight or activation method"
     allowed = f"what its port serves: {', '.join(WANTED[want] for want in offered)}; a backbone with it: "
     keys = [DECLARES[seam] for seam, wants in SERVES.items() if cls.seam in wants]
     raise UnsupportedError("adapter", f"{wanted} on {name}: {why}", allowed + _who(*keys), fix)

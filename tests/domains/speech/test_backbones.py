@@ -29,8 +29,9 @@ BUILD = {
 }
 OUTPUTS = ("attn", "mlp", "block", "features")  # roles of module outputs
 PRESETS = sorted(path.stem for path in catalog.groups("speech")["adapter"].values())
+TOKENS = "prompt p_tuning p_tuning_v2 prefix prefix_mlp gated_prefix vpt_shallow vpt_deep".split()
 REFUSED = {  # preset -> backbones on which it has no place, and a word of the reason
-    "prompt": ({"speecht5", "hifigan", "wav2vec2", "hubert", "wavlm"}, "no token port"),
+    **dict.fromkeys(TOKENS, ({"speecht5", "hifigan", "wavlm"}, "no token port")),
     "norm": ({"hifigan"}, "no norm"),
     "rslora": ({"hifigan"}, "rank 32 is larger than every layer"),  # of this tiny one
     "houlsby": ({"wavlm"}, "never called"),  # its attention reads the projections' weights in one call

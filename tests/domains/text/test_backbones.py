@@ -81,8 +81,9 @@ def test_every_preset_attaches_or_says_why_not(folders, name):
             assert isinstance(error, (ConfigError, UnsupportedError)) and error.code == 2
             refused[file.stem] = str(error)
     biased = ("gpt2", "gpt_neox", "opt")
-    assert set(refused) <= ({"bitfit"} if name not in biased else set()), refused  # these families have no bias at all
-    assert all("no bias" in text for text in refused.values())
+    why = {"vpt_deep": "before every block"} | ({} if name in biased else {"bitfit": "no bias"})  # none at all
+    assert refused.keys() == why.keys() & refused.keys() and "vpt_deep" in refused, refused
+    assert all(why[preset] in text for preset, text in refused.items())
 
 
 def test_fused_rows_move_what_they_name(folders):
