@@ -41,5 +41,9 @@ def leading(W: Tensor, rank: int, niter: int) -> tuple[Tensor, Tensor, Tensor]:
     return U[:, :rank], S[:rank], Vt[:rank]
 
 
-def refuses_alpha(alpha: float) -> str:
-    return "" if alpha > 0 else f"alpha {alpha}: a positive number"
+def refuses_power(niter: int) -> str:
+    return "" if niter >= 0 else f"niter {niter}: a number of power iterations, 0 for the exact decomposition"
+
+
+def refuses_sign(name: str, value: float) -> str:
+    return "" if value > 0 else f"{name} {value}: a positive number"

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from core.adapters.base import kaiming
-from core.adapters.low_rank import LowRankMethod, offset
+from core.adapters.low_rank import LowRankMethod, offset, refuses_sign
 from core.adapters.methods.lora import refuses_excess, refuses_rank, room
 from core.adapters.peft_form import PeftForm, lora_form
 
@@ -49,7 +49,7 @@ class DeLoRA(LowRankMethod):
 
     @classmethod
     def refuses(cls, host, shape, options):
-        return refuses_rank(options["rank"])
+        return refuses_rank(options["rank"]) or refuses_sign("lambda_initial", options["lambda_initial"])
 
     @classmethod
     def refuses_all(cls, shapes, options):
@@ -72,6 +72,7 @@ def _read(config, tensors, shapes):
 DeLoRA.peft = PeftForm(
     "DELORA",
     names=("delora_A", "delora_B", "delora_lambda"),
+    keys={"r": "rank", "delora_lambda": "lambda_initial"},
     hosts=("Linear",),
     read=_read,
     as_another=lora_form(),

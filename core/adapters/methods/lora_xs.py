@@ -14,7 +14,7 @@ from __future__ import annotations
 from torch import nn
 
 from core.adapters.base import Factors
-from core.adapters.low_rank import LowRankMethod, leading
+from core.adapters.low_rank import LowRankMethod, leading, refuses_power
 from core.adapters.methods.lora import refuses_excess, refuses_rank, room
 
 
@@ -38,7 +38,7 @@ class LoRAXS(LowRankMethod):
     def refuses(cls, host, shape, options):
         if host == "Embedding":
             return f"V would be {options['rank']} frozen numbers for each of {shape[1]} entries: use lora"
-        return refuses_rank(options["rank"])
+        return refuses_rank(options["rank"]) or refuses_power(options["niter"])
 
     @classmethod
     def refuses_all(cls, shapes, options):

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from core.adapters.low_rank import LowRankMethod, leading, offset, refuses_alpha
+from core.adapters.low_rank import LowRankMethod, leading, offset, refuses_power, refuses_sign
 from core.adapters.methods.lora import refuses_excess, refuses_rank, room
 
 
@@ -37,7 +37,8 @@ class PiSSA(LowRankMethod):
 
     @classmethod
     def refuses(cls, host, shape, options):
-        return refuses_rank(options["rank"]) or refuses_alpha(options["alpha"])
+        wrong = refuses_rank(options["rank"]) or refuses_power(options["niter"])
+        return wrong or refuses_sign("alpha", options["alpha"])
 
     @classmethod
     def refuses_all(cls, shapes, options):

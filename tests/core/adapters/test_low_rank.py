@@ -228,8 +228,10 @@ def test_published_counts(ours, published):
     ],
 )
 def test_counts(name, formula):
+    """On shapes alone, by power iterations too."""
     for o, i in ((24, 36), (36, 24)):
-        assert count(name, (o, i), rank=6) == formula(o, i, 6)
+        for more in [{}, {"niter": 4}] if "niter" in methods.options(methods.find(name)) else [{}]:
+            assert count(name, (o, i), rank=6, **more) == formula(o, i, 6)
 
 
 # Hugging Face peft ---------------------------------------------------------------------------------------------------
@@ -387,6 +389,9 @@ def test_seeds_keep_their_meaning():
     """Saved adapters name a seed: what it draws may never change."""
     m = VeRA(torch.empty(3, 4), rank=2)
     assert torch.allclose(m.A[0], torch.tensor([-0.0092, 0.6570, -1.0080, -0.9013]), atol=1e-4)
+    m = RandLoRA(torch.empty(3, 4), rank=2)
+    assert torch.allclose(m.A[0], torch.tensor([-0.0136, 0.9766, -1.4922]), atol=1e-4)
+    assert torch.allclose(m.B[:2, 0], torch.tensor([[-0.0369, -0.7656], [-0.1650, 0.7344]]), atol=1e-4)
 
 
 # Refusals and training -----------------------------------------------------------------------------------------------
@@ -401,7 +406,10 @@ def test_seeds_keep_their_meaning():
         ("lora_fa", "Embedding", (8, 90), {}, "use lora"),
         ("lora_xs", "Embedding", (8, 90), {}, "use lora"),
         ("randlora", "Embedding", (8, 90), {}, "use lora"),
-        ("pissa", "Linear", (8, 9), dict(alpha=0.0), "positive"),
+        ("pissa", "Linear", (8, 9), dict(alpha=0.0), "alpha 0.0: a positive number"),
+        ("pissa", "Linear", (8, 9), dict(niter=-1), "0 for the exact decomposition"),
+        ("lora_xs", "Linear", (8, 9), dict(niter=-1), "0 for the exact decomposition"),
+        ("delora", "Linear", (8, 9), dict(lambda_initial=0.0), "lambda_initial 0.0: a positive number"),
         ("miss", "Embedding", (8, 90), {}, "use lora"),
         ("bone", "Embedding", (8, 90), {}, "use lora"),
         ("bone", "Linear", (8, 12), dict(rank=3), "does not divide (8, 12) into blocks: use miss, or a divisor of 4"),
