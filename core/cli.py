@@ -2,6 +2,7 @@
 
 atlas methods lora        atlas plan FIELD adapter=dora      atlas report outputs/FIELD
 atlas backbones FIELD     atlas doctor                       atlas predict RUN --input FILE --out new.csv
+atlas combine RUN RUN --how ties --out DIR
 """
 
 from __future__ import annotations
@@ -72,6 +73,17 @@ def _parser() -> argparse.ArgumentParser:
     command = add("export", export, "write a run's adapter in another library's layout")
     _run_and_out(command)
     command.add_argument("--format", choices=["peft"], default="peft")
+    command = add("combine", combine, "sum, TIES or DARE of runs' adapters on one base, written as a run of its own")
+    command.add_argument("directories", type=Path, nargs="+", metavar="RUN")
+    command.add_argument("--out", type=Path, required=True, metavar="DIR")
+    command.add_argument("--how", default="linear", help="linear (default), ties, dare, dare_ties, hub")
+    command.add_argument("--weights", metavar="W,W", help="one per run; 1 / their number each where left out")
+    command.add_argument("--rank", help="of the LoRA that is written, or full; else the sum of the runs' ranks")
+    command.add_argument("--keep", type=float, help="ties: share of entries kept (0.2; all after dare)")
+    command.add_argument("--drop", type=float, default=0.5, help="dare: probability (0.5)")
+    command.add_argument("--scale", type=float, default=1.0, help="ties: factor on the result (1)")
+    command.add_argument("--seed", type=int, default=0)
+    command.add_argument("--head", type=int, default=0, help="which run's head is kept: its place, from 0; -1 for none")
     command = add("predict", predict, "apply a run to new input; --out ends in .csv or .jsonl")
     command.add_argument("directory", type=Path, metavar="RUN")
     command.add_argument("--input", type=Path, required=True, metavar="FILE")
@@ -241,6 +253,13 @@ def export(args: argparse.Namespace) -> None:
     from core.ship import export
 
     print(export(args.directory, args.out))
+
+
+def combine(args: argparse.Namespace) -> None:
+    from core.ship import combine
+
+    options = {key: getattr(args, key) for key in ("how", "weights", "rank", "keep", "drop", "scale", "seed", "head")}
+    print(combine(args.directories, args.out, **options))
 
 
 def predict(args: argparse.Namespace) -> None:

@@ -1,4 +1,4 @@
-"""What can be done with a finished run: predict with it, fold its adapter into the base, export it."""
+"""What can be done with finished runs: predict with one, fold its adapter into the base, export it, combine several."""
 
 from __future__ import annotations
 
@@ -153,6 +153,55 @@ def export(directory: Path, out: Path) -> str:
 
     export_peft(run.model, out, run.name)
     return f"exported {directory.name} in the layout of peft\nlook   {out}"
+
+
+def combine(directories: Sequence[Path], out: Path, *, weights: str | None, rank: str | None, **options: Any) -> str:
+    """Writes a combination of the adapters of runs on one base as a run of its own: its config.yaml, adapter/ and what
+    the task has learned, so that predict, merge and export take it. Says what was lost."""
+    _empty(out)
+    try:
+        numbers = None if weights is None else [float(word) for word in weights.split(",")]
+    except ValueError:
+        raise ConfigError("--weights", weights, "numbers with commas between: 0.5,0.5") from None
+    if rank is not None and rank != "full":
+        if not rank.isdigit():
+            raise ConfigError("--rank", rank, "a whole number, or full")
+        rank = int(rank)
+    for directory in directories:
+        if not (directory / "adapter").is_dir():
+            raise DataError(str(directory), "no adapter/", "the directory of a finished run", "atlas report shows them")
+    cfg = read(directories[0])
+    check(cfg)
+
+    import yaml
+
+    from core.adapters import combine_adapters
+    from core.bench.result import write_whole
+    from core.training import assemble
+
+    options = {"weights": numbers, "rank": rank, **options}
+    done = combine_adapters(
+        assemble.make(cfg, "backbone", cfg.seed), [d / "adapter" for d in directories], out / "adapter", **options
+    )
+    record = json.loads((out / "adapter" / "adapter.json").read_text(encoding="utf-8"))
+    whole = plain(cfg)
+    target = source_of(record["method"])
+    whole["adapter"] = {"_target_": target, "targets": record["targets"] or None, **record["options"]}
+    kept = directories[max(0, options["head"])]
+    if (kept / LEARNED).exists():
+        write_whole(out / LEARNED, (kept / LEARNED).read_text(encoding="utf-8"))
+    whole["task"] = plain(read(kept))["task"]
+    names = " ".join(map(str, directories))
+    text = yaml.safe_dump(whole, sort_keys=False, allow_unicode=True)
+    write_whole(out / "config.yaml", f"# atlas combine {names} --how {options['how']} --out {out}\n{text}")
+    return f"{done}\nlook   {out}\nnext   atlas predict {out} --input FILE --out FILE"
+
+
+def source_of(method: str) -> str:
+    """The dotted name of a method's class."""
+    from core import catalog
+
+    return catalog.method(method).definition.target
 
 
 def _empty(out: Path) -> None:

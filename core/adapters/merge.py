@@ -150,7 +150,7 @@ def unmerge(model: nn.Module) -> nn.Module:
     merged = [a for a in state.adapters.values() if a.merged]
     if not merged:
         raise MergeError("unmerge", "nothing is merged", "a merged model", "merge(model) first")
-    if not state.backup:
+    if not state.backup and any(a.bound for a in merged):
         raise MergeError("unmerge", "merged with keep_backup=False", "a kept backup", "load the base anew")
     _restore(state, network(model))
     for adapter in merged:
