@@ -142,7 +142,8 @@ def _fit(cfg, directory: Path, record: Record, module, name: str, parts, loaders
     if module.base_trains and cfg.run.test and not screen.quiet:  # later there is no base left to score
         rivals = evaluate.rivals(parts.task, parts.backbone, AsTrained(loaders), loaders.items("test"))
     if fit and not found.done:
-        if not screen.quiet:  # before any weights come back: full fine-tuning changes the base itself
+        # Before weights come back, as full fine-tuning changes the base itself. Random weights have nothing to lose.
+        if not screen.quiet and cfg.backbone.get("pretrained", True):
             _note_retention(folder / RETENTION, evaluate.retention(module, trainer, parts.data, cfg.seed, base=True))
         if cfg.run.resume == "weights":
             module.carry(_weights(folder), str(folder))

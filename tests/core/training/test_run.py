@@ -90,6 +90,11 @@ def test_a_task_that_answers_in_more_than_one_pass(method, tmp_path):
     assert anew.forgetting.before == record.forgetting.before
 
 
+def test_random_weights_forget_nothing(tmp_path):
+    task = {"_target_": "tests.core.training.toy.SlowTask"}
+    assert train(tmp_path, task=task, backbone__pretrained=False).forgetting is None
+
+
 @pytest.mark.parametrize("method", ["none.Probe", "full.Full"])
 def test_anchors(method, tmp_path, capsys):
     record = train(tmp_path, adapter={"_target_": f"core.adapters.methods.{method}"}, trainer__max_steps=4)
