@@ -1,9 +1,11 @@
-"""Step time and bytes kept for backward of our methods, beside HF peft, full fine-tuning and the limit.
+"""Every method that HF peft has too, beside it: step time, bytes kept for backward, attach, merge and switch.
 
-    python -m benchmarks.methods [--rounds 7] [--only llama320,esm2] [--write docs/performance.md]
+    python -m benchmarks.methods [--rounds 7] [--only llama320,esm2] [--methods lora,oft] [--write docs/performance.md]
+    python -m benchmarks.methods --quick                     one small network, three rounds: for development
 
-All variants of one network run interleaved in one process; figures are CPU time (robust on a shared machine), medians,
-as ratios to the limit: the frozen network's forward and the gradient of its input. Prints a Markdown table.
+Methods are found by their form of HF peft (`peft`, core/adapters/peft_form.py), with the options that both get from it.
+The limit (the frozen network's forward and the gradient of its input), ours and theirs run interleaved in one process;
+figures are CPU time (robust on a shared machine), medians, as ratios. Prints a Markdown table.
 """
 
 from __future__ import annotations
@@ -17,25 +19,26 @@ import torch
 from torch import nn
 
 import core  # noqa: F401
-from core.adapters import attach
+from core.adapters import attach, merge, methods, set_active, unmerge
 from core.adapters.cost import saved_bytes
+from core.adapters.peft_form import PeftForm
 
 LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
-def llama(width: int = 320):
+def llama(width: int = 320, layers: int = 4, batch: int = 8):
     from transformers import LlamaConfig, LlamaForCausalLM
 
     heads = max(1, width // 64)
     config = LlamaConfig(
-        hidden_size=width, intermediate_size=width * 8 // 3 // 8 * 8, num_hidden_layers=4, num_attention_heads=heads,
-        num_key_value_heads=heads, vocab_size=1024, max_position_embeddings=512,
+        hidden_size=width, intermediate_size=width * 8 // 3 // 8 * 8, num_hidden_layers=layers,
+        num_attention_heads=heads, num_key_value_heads=heads, vocab_size=1024, max_position_embeddings=512,
     )  # fmt: skip
     a = "model.layers.*"
     roles = {"attn.q": f"{a}.self_attn.q_proj", "attn.k": f"{a}.self_attn.k_proj", "attn.v": f"{a}.self_attn.v_proj",
              "attn.out": f"{a}.self_attn.o_proj", "mlp.gate": f"{a}.mlp.gate_proj", "mlp.in": f"{a}.mlp.up_proj",
              "mlp.out": f"{a}.mlp.down_proj"}  # fmt: skip
-    x = torch.randint(0, 1024, (8, 256))
+    x = torch.randint(0, 1024, (batch, 256))
 
     def loss(model, inputs=None):
         if inputs is not None:
@@ -149,14 +152,25 @@ NETWORKS = {
     "llama320": lambda: llama(320), "llama768": lambda: llama(768), "esm2": esm2, "vit": vit, "resnet50": resnet,
     "unet3d": unet3d,
 }  # fmt: skip
+QUICK = {"quick": lambda: llama(320, layers=2, batch=4)}
 MARK = "<!-- bench -->"
-# method, options of ours, options of HF peft's LoraConfig (None: IA3Config)
-VARIANTS = [
-    ("lora", {"rank": 8, "alpha": 16}, {"r": 8, "lora_alpha": 16}),
-    ("lora + dropout", {"rank": 8, "alpha": 16, "dropout": 0.05}, {"r": 8, "lora_alpha": 16, "lora_dropout": 0.05}),
-    ("dora", {"rank": 8, "alpha": 16}, {"r": 8, "lora_alpha": 16, "use_dora": True}),
-    ("ia3", {}, None),
-]
+# Options that differ from a method's own defaults: one rank for the LoRA family, blocks that divide every width.
+OPTIONS = {
+    "lora": {"rank": 8, "alpha": 16.0}, "dora": {"rank": 8, "alpha": 16.0}, "oft": {"block": 16},
+    "boft": {"block": 8, "factors": 1}, "adalora": {"rank": 12, "target_rank": 8}, "bone": {"rank": 16},
+}  # fmt: skip
+# Further rows: (name, method, options)
+FURTHER = [("lora + dropout", "lora", {"dropout": 13 / 256}), ("dora + dropout", "dora", {"dropout": 13 / 256})]
+
+
+def shared() -> list[tuple[str, str, dict]]:
+    """(row, method, options) of every weight method with a form of theirs."""
+    found = []
+    for name in methods.names():
+        cls = methods.find(name)
+        if cls.face == "weight" and vars(cls).get("peft") is not None:
+            found.append((name, name, OPTIONS.get(name, {})))
+    return found + [(row, name, {**OPTIONS[name], **more}) for row, name, more in FURTHER]
 
 
 def seeded(build: Callable) -> nn.Module:
@@ -164,83 +178,198 @@ def seeded(build: Callable) -> nn.Module:
     return build().train()
 
 
-def ours(build, roles, example, method, options):
-    model = seeded(build)
-    return attach(
-        model, method.split(" ")[0], targets=list(roles), roles=roles, example=example, verify=False, **options
-    )
+def ours(build, roles, example, method, options, name="default", model=None):
+    model = seeded(build) if model is None else model
+    return attach(model, method, targets=list(roles), roles=roles, example=example, name=name, **options)
 
 
-def theirs(build, options, targets):
+def peer_config(form: PeftForm, options: dict, targets, inner: list[str]):
     import peft
 
-    if options is None:
-        config = peft.IA3Config(target_modules=targets, feedforward_modules=[])
-    else:
-        config = peft.LoraConfig(target_modules=targets, **options)
+    entries = form.entries([], options)
+    if form.type == "IA3":
+        entries["feedforward_modules"] = inner
+    if "total_step" in entries:
+        entries["total_step"] = 1000
+    return peft.PEFT_TYPE_TO_CONFIG_MAPPING[peft.PeftType(form.type)](target_modules=targets, **entries)
+
+
+def theirs(build, config):
+    import peft
+
     model = peft.get_peft_model(seeded(build), config)
-    for module in model.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            module.eval()
+    resting(model)
     return model
 
 
-def measure(name: str, rounds: int) -> list[tuple]:
-    build, roles, example, loss, entrance, targets = NETWORKS[name]()
-    runs: dict[str, Callable] = {}
-    models: dict[str, nn.Module] = {}
-    frozen = seeded(build).requires_grad_(False)
-    for module in frozen.modules():
+def resting(model: nn.Module) -> None:
+    for module in model.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.eval()
-    models["limit"], runs["limit"] = frozen, lambda: loss(frozen, entrance(frozen))
-    models["full"] = seeded(build)
-    for method, mine, peer in VARIANTS:
-        models[f"{method}: ours"] = ours(build, roles, example, method, mine)
-        models[f"{method}: HF peft"] = theirs(build, peer, targets)
-    for key, model in models.items():
-        runs.setdefault(key, lambda model=model: loss(model))
-    kept = {key: saved_bytes(run, models[key]) for key, run in runs.items()}
+
+
+def hosts(build, roles) -> set[str]:
+    """Kinds of the modules that are adapted."""
+    kinds = {"Linear", "Conv1D", "Conv1d", "Conv2d", "Conv3d"}
+    paths = [path for paths in roles.values() for path in ([paths] if isinstance(paths, str) else paths)]
+    model = build()
+    names = {type(model.get_submodule(p)).__name__ for p in paths if "*" not in p and "[" not in p}
+    return (names & kinds) or {"Linear"}
+
+
+def seconds(run: Callable) -> float:
+    start = time.process_time()
+    run()
+    return time.process_time() - start
+
+
+def interleaved(runs: dict[str, Callable], rounds: int) -> dict[str, float]:
+    """Median seconds of each; the first round warms up."""
     times: dict[str, list[float]] = {key: [] for key in runs}
     for round_ in range(rounds + 1):
         for key, run in runs.items():
-            models[key].zero_grad(set_to_none=True)
-            start = time.process_time()
-            run().backward()
+            spent = seconds(run)
             if round_:
-                times[key].append(time.process_time() - start)
-    limit = statistics.median(times["limit"])
-    return [(name, key, statistics.median(t) / limit, kept[key] / 2**20) for key, t in times.items()]
+                times[key].append(spent)
+    return {key: statistics.median(found) for key, found in times.items()}
+
+
+class Network:
+    """One network with its frozen limit, against which each method is measured."""
+
+    def __init__(self, make: Callable, rounds: int):
+        self.build, self.roles, self.example, self.loss, self.entrance, self.targets = make()
+        self.rounds, self.kinds = rounds, hosts(self.build, self.roles)
+        self.frozen = seeded(self.build).requires_grad_(False)
+        resting(self.frozen)
+
+    def limit(self):
+        return self.loss(self.frozen, self.entrance(self.frozen))
+
+    def step(self, model: nn.Module) -> Callable:
+        def run():
+            model.zero_grad(set_to_none=True)
+            self.loss(model).backward()
+
+        return run
+
+    def full(self) -> tuple[float, float, float]:
+        """(time over the limit, MiB of the limit, MiB)"""
+        model = seeded(self.build)
+        spent = interleaved({"limit": lambda: self.limit().backward(), "full": self.step(model)}, self.rounds)
+        kept = [saved_bytes(self.limit, self.frozen), saved_bytes(lambda: self.loss(model), model)]
+        return spent["full"] / spent["limit"], *(b / 2**20 for b in kept)
+
+    def inner(self) -> list[str]:
+        """Paths whose input IA3 scales here."""
+        found = self.roles.get("mlp.out", [])
+        return [found.rpartition(".")[2]] if isinstance(found, str) else list(found)
+
+    def pair(self, method: str, options: dict) -> dict | None:
+        """Ours beside theirs; None where theirs has no such hosts, with the reason printed."""
+        cls = methods.find(method)
+        if not self.kinds <= set(cls.peft.hosts):
+            return None
+        given = {**methods.options(cls), **options}
+        config = peer_config(cls.peft, given, self.targets, self.inner())
+        peer, mine = theirs(self.build, config), ours(self.build, self.roles, self.example, method, options)
+        spent = interleaved(
+            {"limit": lambda: self.limit().backward(), "ours": self.step(mine), "theirs": self.step(peer)}, self.rounds
+        )
+        kept = {key: saved_bytes(lambda m=m: self.loss(m), m) / 2**20 for key, m in (("ours", mine), ("theirs", peer))}
+        return {"spent": spent, "kept": kept, **self.life(method, options, config, mine, peer)}
+
+    def life(self, method, options, config, mine, peer) -> dict[str, float]:
+        """Attach, merge and undo, switch: ours over theirs."""
+        mine.eval(), peer.eval()
+        other = {"mine": seeded(self.build), "peer": seeded(self.build)}
+        attached = seconds(lambda: ours(None, self.roles, self.example, method, options, model=other["mine"]))
+        import peft
+
+        attached /= seconds(lambda: peft.get_peft_model(other["peer"], config))
+        found = {"attach": attached, "merge": float("nan"), "switch": float("nan")}
+        try:
+            theirs_ = seconds(lambda: (peer.merge_adapter(), peer.unmerge_adapter()))
+        except Exception:  # several of theirs do not merge on convolutions
+            pass
+        else:
+            found["merge"] = seconds(lambda: (merge(mine), unmerge(mine))) / theirs_
+        try:
+            peer.add_adapter("second", config)
+        except Exception:
+            return found
+        ours(None, self.roles, self.example, method, options, name="second", model=mine)
+
+        def ours_switch():
+            for _ in range(10):
+                set_active(mine, "default"), set_active(mine, "second")
+
+        def their_switch():
+            for _ in range(10):
+                peer.set_adapter("default"), peer.set_adapter("second")
+
+        found["switch"] = seconds(ours_switch) / seconds(their_switch)
+        return found
+
+
+HEAD = (
+    "network", "method", "ours: time", "HF peft: time", "ours: MiB", "HF peft: MiB", "time ratio", "bytes ratio",
+    "attach", "merge", "switch",
+)  # fmt: skip
 
 
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--rounds", type=int, default=7)
     options.add_argument("--only", default=",".join(NETWORKS))
+    options.add_argument("--methods", default="", help="rows, by name; all where empty")
+    options.add_argument("--quick", action="store_true", help="one small network, three rounds")
     options.add_argument("--write", metavar="PAGE", help="replace the table of a page, below its line `<!-- bench -->`")
     given = options.parse_args()
+    networks = QUICK if given.quick else {name: NETWORKS[name] for name in given.only.split(",")}
+    rounds = 3 if given.quick else given.rounds
+    wanted = set(given.methods.split(",")) - {""}
     lines = []
 
     def say(line: str) -> None:
         lines.append(line)
         print(line, flush=True)
 
-    say(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {given.rounds} rounds\n")
-    say("| network | method | ours: time | HF peft: time | ours: MiB | HF peft: MiB | time ratio | bytes ratio |")
-    say("|---|---|---|---|---|---|---|---|")
-    for name in given.only.split(","):
-        rows = {key: (t, mib) for _, key, t, mib in measure(name, given.rounds)}
-        for key in ("limit", "full"):
-            say(f"| {name} | {key} | {rows[key][0]:.2f} | | {rows[key][1]:.0f} | | | |")
-        for method, _, _ in VARIANTS:
-            (a, x), (b, y) = rows[f"{method}: ours"], rows[f"{method}: HF peft"]
-            say(f"| {name} | {method} | {a:.2f} | {b:.2f} | {x:.0f} | {y:.0f} | {a / b:.2f} | {x / y:.2f} |")
+    say(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {rounds} rounds\n")
+    say("| " + " | ".join(HEAD) + " |")
+    say("|---" * len(HEAD) + "|")
+    ratios: list[tuple[float, float]] = []
+    for name, make in networks.items():
+        network = Network(make, rounds)
+        if not wanted:
+            time_, least, most = network.full()
+            say(f"| {name} | limit | 1.00 | | {least:.0f} | | | | | | |")
+            say(f"| {name} | full | {time_:.2f} | | {most:.0f} | | | | | | |")
+        for row, method, own in shared():
+            if wanted and row not in wanted:
+                continue
+            found = network.pair(method, own)
+            if found is None:
+                continue
+            (limit, a, b), (x, y) = found["spent"].values(), found["kept"].values()
+            ratios.append((a / b, x / y))
+            life = " | ".join("-" if found[key] != found[key] else f"{found[key]:.2g}" for key in HEAD[-3:])
+            say(
+                f"| {name} | {row} | {a / limit:.2f} | {b / limit:.2f} | {x:.0f} | {y:.0f} "
+                f"| {a / b:.2f} | {x / y:.2f} | {life} |"
+            )
+    if ratios:
+        times, kept = zip(*ratios, strict=True)
+        say(
+            f"\nMedian time ratio {statistics.median(times):.2f}, of bytes {statistics.median(kept):.2f}; "
+            f"largest {max(times):.2f} and {max(kept):.2f}; {len(ratios)} rows."
+        )
     if given.write:
         from pathlib import Path
 
         page = Path(given.write)
-        kept = page.read_text().split(MARK)[0]
-        page.write_text(kept + MARK + "\n" + "\n".join(lines) + "\n")
+        kept_text = page.read_text().split(MARK)[0]
+        page.write_text(kept_text + MARK + "\n" + "\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":

@@ -104,7 +104,7 @@ class PeftForm:
         return {theirs: _shaped(own[name], how, place) for theirs, (name, how) in self._spelled().items()}
 
     def entries(self, places: list[Place], options: dict) -> dict:
-        """Their configuration, without what all types share."""
+        """Their configuration, without what all types share; without places, that of an adapter yet to be made."""
         keys = {theirs: options[ours] for theirs, ours in self.keys.items() if ours in options}
         return {**keys, **self.fixed, **self.writes, **self.config(places, options)}
 
@@ -182,7 +182,7 @@ def lora_form(magnitude: bool = False) -> PeftForm:
     return PeftForm(
         "LORA",
         names=tuple(LORA_KEYS),
-        keys={"lora_dropout": "dropout"},
+        keys={"r": "rank", "lora_alpha": "alpha", "lora_dropout": "dropout"},
         fixed={"use_dora": magnitude},
         hosts=(*LINEAR, *CONVOLUTIONS) if magnitude else (*LINEAR, *CONVOLUTIONS, "Embedding"),
         fused=True,
@@ -219,6 +219,8 @@ def _stacked(place: Place, magnitude: bool) -> dict[str, Tensor]:
 
 
 def _lora_config(places: list[Place], options: dict) -> dict:
+    if not places:
+        return {}
     ranks = {place.path: sum(len(m.factors().A) for m in place.methods) for place in places}
     scales = {place.path: _scale(place.methods[0]) for place in places}
     rank = max(set(ranks.values()), key=list(ranks.values()).count)

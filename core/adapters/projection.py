@@ -70,6 +70,8 @@ def refuses_shape(shape: tuple[int, int], full: list[int] | None) -> str:
 
 def largest(places, options: dict) -> dict:
     """Nothing further for their configuration; UnsupportedError where our sites are not cut from that projection."""
+    if not places:
+        return {}
     most = [max(place.W.shape[axis] for place in places) for axis in (0, 1)]
     alike = all(list(place.W.shape) == most for place in places)
     given = options["projection_shape"]

@@ -21,7 +21,7 @@ from torch import nn
 from core.adapters.base import Factors
 from core.adapters.low_rank import LowRankMethod
 from core.adapters.methods.lora import refuses_excess, refuses_rank, room
-from core.adapters.peft_form import LINEAR, PeftForm
+from core.adapters.peft_form import LINEAR, PeftForm, capped
 
 TRAINED = ("P", "l", "Q")
 
@@ -164,10 +164,10 @@ def _read(config, tensors, shapes):
 AdaLoRA.peft = PeftForm(
     "ADALORA",
     names=("lora_A", "lora_B", "lora_E"),
-    keys={"target_r": "target_rank", "lora_alpha": "alpha"},
+    keys={"init_r": "rank", "target_r": "target_rank", "lora_alpha": "alpha"},
     writes={"total_step": 1},  # it must be named; nothing is pruned without training there
     hosts=LINEAR,
     write=_write,
-    config=lambda places, options: {"init_r": max(len(m.l) for p in places for m in p.methods)},
+    refuses=capped,
     read=_read,
 )

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from math import gcd
 
+import torch
 from torch import nn
 
 from core.adapters.base import WeightMethod
@@ -33,9 +34,9 @@ class Bone(WeightMethod):
 
     def weight(self, W):
         r = self.D.shape[-1]
-        blocks = W.reshape(len(self.D), r, -1, r).transpose(1, 2)  # (out / r, in / r, r, r)
-        D = self.D[:, None]
-        return W + (blocks @ D + D).transpose(1, 2).reshape(W.shape)
+        rows = W.reshape(len(self.D), -1, r)  # (out / r, r in / r, r): a row of blocks is one matrix, as it lies
+        turned = torch.baddbmm(rows, rows, self.D).view(len(self.D), r, -1, r)
+        return (turned + self.D[:, :, None]).view(W.shape)
 
     @classmethod
     def refuses(cls, host, shape, options):

@@ -47,7 +47,19 @@ LLM = dict(copies=32)
         (lambda: count("lora", *[(768, 768)] * 4, (3072, 768), (768, 3072), rank=8, copies=12), 1_327_104),
         (lambda: bottlenecks("pfeiffer", 768, reduction=12, copies=12), 1_189_632),
         # AdaptFormer-64 on ViT-B with a 100-way head, arXiv 2205.13535: 1.26 M
-        (lambda: bottlenecks("parallel", (768, 768), size=64, copies=12) + 768 * 100 + 100, 1_266_532),
+        (lambda: bottlenecks("adaptformer", (768, 768), size=64, copies=12) + 768 * 100 + 100, 1_266_532),
+        # LoReFT, arXiv 2404.03592: LLaMA-7B, rank 8 after every block, 0.031 %
+        (lambda: bottlenecks("loreft", D, rank=8, **LLM), 2_097_408),
+        # SSF, arXiv 2210.08823: ViT-B with a 100-way head, 0.28 M: qkv, proj, both layers and norms; patches, last norm
+        (
+            lambda: bottlenecks("ssf", 2304, 768, 3072, 768, 768, 768, copies=12)
+            + bottlenecks("ssf", 768, 768)
+            + 768 * 100
+            + 100,
+            282_724,
+        ),
+        # ViT-B, LoRA r 8 on q and v
+        (lambda: count("lora", *[(768, 768)] * 2, rank=8, copies=12), 294_912),
     ],
     ids=lambda v: str(v) if isinstance(v, int) else "",
 )  # fmt: skip
