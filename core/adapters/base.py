@@ -7,15 +7,12 @@ module, a token method the width of a virtual token. The keyword arguments of `_
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from core.errors import ConfigError
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
 
 
 class Factors(NamedTuple):
@@ -46,12 +43,12 @@ class Method(nn.Module):
     resumes: ClassVar[tuple[str, ...]] = ()
 
     @classmethod
-    def join(cls, methods: list[Self]) -> None:
+    def join(cls, methods: list[Method]) -> None:
         """Called once with the methods of all sites, in network order. What sites share is tied here: one Parameter in
         several methods is counted, trained and saved once."""
 
     @classmethod
-    def calibrate(cls, methods: list[Self], seen: list[Tensor]) -> None:
+    def calibrate(cls, methods: list[Method], seen: list[Tensor]) -> None:
         """Called once before training where `needs` says so. seen[i] belongs to methods[i]:
         "gradients": dL/dW (out, in);  "inputs": the second moment sum x^T x (in, in) of the matrix's input."""
 
@@ -64,7 +61,7 @@ class Method(nn.Module):
         return None
 
     @classmethod
-    def adjust(cls, methods: list[Self], step: int, steps: int) -> None:
+    def adjust(cls, methods: list[Method], step: int, steps: int) -> None:
         """Called after every backward pass, before the optimiser's step `step` (0-based) of `steps`."""
 
 
