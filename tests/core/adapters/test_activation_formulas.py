@@ -206,6 +206,17 @@ def test_no_gradient_runs_through_the_blocks():
     assert touched == [False, False] and all(p.grad is not None for p in trainable(net).values())
 
 
+def test_a_ladder_reads_without_a_gradient():
+    """Where something below trains as well, the side network is no second way down to it."""
+    _, (m, *_), _ = on("ladder")
+    h, x = torch.randn(2, 5, C, requires_grad=True), torch.randn(2, 5, C, requires_grad=True)
+    alone = methods.find("ladder")(C, C)
+    shaken(alone)
+    ramp = torch.linspace(0.5, 1.5, h.numel()).view(h.shape)
+    through_h, through_x = torch.autograd.grad((alone(h, x) * ramp).sum(), [h, x], allow_unused=True)
+    assert torch.equal(through_h, ramp) and through_x is None and m(h, x) is h
+
+
 def test_a_skipped_block_leaves_no_old_state_behind():
     """Layer drop: the next block goes on from what there is in this pass, never from the last one."""
     net, _, x = on("ladder")

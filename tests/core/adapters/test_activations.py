@@ -97,7 +97,17 @@ KINDS = [
     Kind("weight_norm", lambda: nn.utils.parametrizations.weight_norm(nn.Conv1d(C, C, 3, padding=1)), (2, C, 7), 1),
 ]
 NAMES = [name for name in methods.names() if methods.find(name).face == "activation"]
-SMALL = {"size": 4, "n": 2, "embedding": 4, "rank": 2, "experts": 3, "reduction": 2.0, "expand": 2}
+# Small, and smooth: of four ReLUs all may be off.
+SMALL = {
+    "activation": "silu",
+    "size": 4,
+    "n": 2,
+    "embedding": 4,
+    "rank": 2,
+    "experts": 3,
+    "reduction": 2.0,
+    "expand": 2,
+}
 # Options beside the defaults under which a method is another formula.
 FURTHER = {
     "residual": [{"form": "linear"}],
