@@ -18,8 +18,9 @@ from core.adapters.methods.loha import LoHa
 from core.adapters.methods.lokr import LoKr, divided
 from core.adapters.methods.oft import OFT
 from core.adapters.methods.shira import SHiRA
+from core.adapters.methods.ssf import SSF
 from tests.core.adapters.hosts_under_test import relative, shaken
-from tests.core.adapters.test_counts import count
+from tests.core.adapters.test_counts import bottlenecks, count
 
 
 @pytest.fixture(autouse=True)
@@ -394,6 +395,70 @@ def test_hra_equals_hf(kind):
     assert_equal(m, host, x, expected)
 
 
+# Scaling -------------------------------------------------------------------------------------------------------------
+
+
+def test_ssf_scales_and_shifts_channels_and_would_fold():
+    m = shaken(SSF(6), by=0.5)
+    host, x = nn.Linear(4, 6), torch.randn(3, 4)
+    folded = torch.diag(m.g) @ host.weight, m.g * host.bias + m.b
+    assert relative(m(host(x), x), nn.functional.linear(x, *folded)) <= 1e-6
+    image = torch.randn(2, 6, 3, 3)
+    m.axis = 1
+    assert relative(m(image, image), torch.stack([image[:, c] * m.g[c] + m.b[c] for c in range(6)], 1)) <= 1e-6
+    assert torch.equal(SSF(6, axis=1)(image, image), image)
+
+
+def test_ssf_covers_every_layer_and_norm_by_default():
+    class Block(nn.Module):
+        roles = {"attn.q": "qkv[0/3]", "attn.k": "qkv[1/3]", "attn.v": "qkv[2/3]", "norm": "norm"}
+
+        def __init__(self):
+            super().__init__()
+            self.norm, self.qkv = nn.LayerNorm(4), nn.Linear(4, 12)
+
+        def forward(self, x):
+            return self.qkv(self.norm(x))
+
+    net, x = Block(), torch.randn(2, 3, 4)
+    before = net(x)
+    attach(net, "ssf", roles=net.roles, example=((x,), {}))
+    found = [name for name, p in net.named_parameters() if p.requires_grad]
+    assert sum(net.get_parameter(name).numel() for name in found) == 2 * (4 + 12)
+    assert torch.equal(net(x), before)
+
+
+# Training ------------------------------------------------------------------------------------------------------------
+
+EACH = {
+    "loha": [{}], "lokr": [{}, {"rank": 1}], "fourierft": [{}],
+    "shira": [{}, {"mask": "magnitude"}, {"mask": "struct"}],
+    "oft": [{}, {"cayley": "neumann"}, {"side": "out"}], "boft": [{}, {"scale": False}], "hra": [{}, {"side": "out"}],
+    "ssf": [{"targets": ["mlp.in", "mlp.out"]}],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "options"), [(name, o) for name, every in EACH.items() for o in every], ids=str)
+def test_training_lowers_the_loss(name, options):
+    """Of a network that shall do what another one does; the base does not move."""
+    net, other = (Net(nn.Sequential(nn.Linear(32, 64), nn.GELU(), nn.Linear(64, 32))) for _ in range(2))
+    x = torch.randn(64, 32)
+    y = other(x).detach()
+    base = copy.deepcopy(net.state_dict())
+    options = {"targets": "all", **options}
+    attach(net, name, roles={"mlp.in": "fc.0", "mlp.out": "fc.2"}, example=((x,), {}), **options)
+    optimiser = torch.optim.AdamW([p for p in net.parameters() if p.requires_grad], lr=1e-2)
+    losses = []
+    for _ in range(40):
+        loss = (net(x) - y).square().mean()
+        losses.append(float(loss.detach()))
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    assert losses[-1] < 0.97 * losses[0]
+    assert all(torch.equal(tensor, base[key]) for key, tensor in net.state_dict().items() if key in base)
+
+
 # Counts --------------------------------------------------------------------------------------------------------------
 
 
@@ -406,6 +471,8 @@ def test_hra_equals_hf(kind):
         # FourierFT, arXiv 2405.03003: RoBERTa-base and large, q and v
         (lambda: count("fourierft", *[(768, 768)] * 2, frequencies=1000, copies=12), 24_000),
         (lambda: count("fourierft", *[(1024, 1024)] * 2, frequencies=1000, copies=24), 48_000),
+        # SSF, arXiv 2210.08823: ViT-B's patch embedding, 12 blocks, last norm and a head of 100 classes, 0.28 M
+        (lambda: bottlenecks("ssf", 768, 2304, 768, 768, 3072, 768, copies=12) + 4 * 768 + 769 * 100, 282_724),
         (lambda: count("loha", (3072, 768), rank=4), 2 * 4 * (3072 + 768)),
         (lambda: count("lokr", (768, 768), rank=8), 24 * 24 + 8 * (32 + 32)),
         (lambda: count("lokr", (768, 768), rank=16), 24 * 24 + 32 * 32),
