@@ -37,7 +37,9 @@ class MiSS(WeightMethod):
         return W + self.tiled(self.D.T)
 
     def output(self, x, y, op, W, b):
-        h = self.folded(x) if op.linear else op.down(x, self.tiled(torch.eye(len(self.D)).to(self.D)))
+        if op.linear:  # added as it is multiplied
+            return torch.addmm(y.flatten(0, -2), self.folded(x).flatten(0, -2), self.D).view(y.shape)
+        h = op.down(x, self.tiled(torch.eye(len(self.D)).to(self.D)))
         return y + op.up(h, self.D.T)
 
     def tiled(self, M):
