@@ -49,7 +49,7 @@ class LoKr(WeightMethod):
         if op.linear:
             with without_autocast(y):
                 C, D = self.C.to(y.dtype), self.scaled().to(y.dtype)
-                return _plus_product(x.to(y.dtype), y, C, D)
+                return plus_product(x.to(y.dtype), y, C, D)
         if op.kind == "Embedding":
             D = self.scaled()
             first, second = x // D.shape[1], x % D.shape[1]
@@ -75,7 +75,8 @@ def divided(n: int, factor: int) -> tuple[int, int]:
     return a, n // a
 
 
-def _plus_product(x, y, C, D):
+def plus_product(x, y, C, D):
+    """y + kron(C, D) x"""
     if torch.compiler.is_compiling():  # our own function would break the graph
         return y + (C @ (x.unflatten(-1, (-1, D.shape[1])) @ D.T)).flatten(-2)
     return _PlusProduct.apply(x, y, C, D)

@@ -15,10 +15,11 @@ from core.adapters.methods.boft import BOFT
 from core.adapters.methods.fourierft import FourierFT
 from core.adapters.methods.hra import HRA
 from core.adapters.methods.loha import LoHa
-from core.adapters.methods.lokr import LoKr, divided
+from core.adapters.methods.lokr import LoKr, divided, plus_product
 from core.adapters.methods.oft import OFT
 from core.adapters.methods.shira import SHiRA
 from core.adapters.methods.ssf import SSF
+from core.adapters.rotation import in_blocks, reflected
 from tests.core.adapters.hosts_under_test import relative, shaken
 from tests.core.adapters.test_counts import bottlenecks, count
 
@@ -159,6 +160,36 @@ def test_a_turned_input_keeps_no_more_than_lora(cls, options):
         kept[name] = saved_bytes(lambda net=net, x=x: net(x).sum(), net)
     small = 4 * 64 * 8 + 40 * 1024 * 8  # a product of rank 8; what makes R of 8 blocks of 32
     assert kept[cls.__name__.lower()] <= kept["lora"] + small
+
+
+@pytest.mark.parametrize(
+    ("product", "formula", "shapes"),
+    [
+        (in_blocks, lambda x, R: x @ torch.block_diag(*R), [(2, 5, 12), (3, 4, 4)]),
+        (reflected, lambda x, U, V: x - x @ U @ V.T, [(2, 5, 6), (6, 2), (6, 2)]),
+        (plus_product, lambda x, y, C, D: y + x @ torch.kron(C, D).T, [(2, 5, 6), (2, 5, 8), (4, 2), (2, 3)]),
+    ],
+    ids=["in_blocks", "reflected", "plus_product"],
+)
+def test_products_and_their_gradients_in_double(product, formula, shapes):
+    inputs = [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes]
+    assert relative(product(*inputs), formula(*inputs)) <= 1e-14
+    assert torch.autograd.gradcheck(product, inputs)
+
+
+def test_products_under_autocast_take_the_hosts_dtype_and_give_fp32_gradients():
+    net = Net(nn.Linear(64, 64))
+    for name in ("oft", "hra", "lokr"):
+        model = attach(copy.deepcopy(net), name, targets="fc", roles=net.roles, example=((torch.randn(2, 64),), {}))
+        shaken(model._peft, by=0.1)
+        x = torch.randn(5, 64, requires_grad=True)
+        exact = model(x)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            y = model(x)
+        y.float().sum().backward()
+        grads = [p.grad for p in model.parameters() if p.requires_grad]
+        assert y.dtype == torch.bfloat16 and 0 < relative(y.float(), exact) <= 0.03, name
+        assert all(g.dtype == torch.float32 and g.abs().max() > 0 for g in grads), name
 
 
 # Kronecker, Hadamard, spectral, sparse -------------------------------------------------------------------------------
