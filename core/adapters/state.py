@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -24,9 +23,6 @@ from core.adapters.op import Op, Rows
 from core.adapters.orders import apart, factors_of, form, inputs, pieces
 from core.adapters.sites import Site
 from core.errors import ConfigError
-
-if TYPE_CHECKING:
-    from core.adapters.budget import Budget
 
 if TYPE_CHECKING:
     from core.adapters.budget import Budget

@@ -23,8 +23,6 @@ from core.parts import expand
 from core.training.files import SafeIO
 from core.training.optim import Optim
 
-ATTACH = ("targets", "name", "path", "budget", "thin", "verify")  # keys of `adapter` that are not the method's own
-
 
 class Parts(NamedTuple):
     backbone: Backbone
@@ -84,20 +82,23 @@ def adapt(cfg: DictConfig, backbone: Backbone, head: nn.Module | None) -> tuple[
     """(backbone with the adapter of `cfg.adapter` and its head, the adapter's name)."""
     from core.adapters import attach
 
-    node, problems = expand(OmegaConf.to_container(cfg.adapter, resolve=True))
+    method, options = asked(OmegaConf.to_container(cfg.adapter, resolve=True))
+    attach(backbone, method, head=head, seed=derive(cfg.seed, "adapter"), **options)
+    return backbone, options.get("name") or "default"
+
+
+def asked(adapter: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """(the method's class, or part -> options of a combination; the other arguments of `attach`) of an adapter node."""
+    node, problems = expand(adapter)
     if problems:
         raise ConfigError(problems=problems)
-    name, parts = node.get("name") or "default", node.pop("parts", None)
+    parts = node.pop("parts", None)
     if parts is None:
-        method = located(node.pop("_target_"))
-    else:
-        method = {
-            part: {"method": located(own["_target_"])} | {k: v for k, v in own.items() if k != "_target_"}
-            for part, own in parts.items()
-        }
-    given = {key: node.pop(key) for key in ATTACH if key in node}
-    attach(backbone, method, head=head, seed=derive(cfg.seed, "adapter"), **given, **node)
-    return backbone, name
+        return located(node.pop("_target_")), node
+    return {
+        part: {"method": located(own["_target_"])} | {k: v for k, v in own.items() if k != "_target_"}
+        for part, own in parts.items()
+    }, node
 
 
 def settings(cfg: DictConfig) -> dict[str, Any]:

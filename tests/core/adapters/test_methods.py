@@ -21,6 +21,7 @@ from core.adapters.methods.lora import LoRA
 from core.adapters.methods.parallel import Parallel
 from core.adapters.methods.pfeiffer import Pfeiffer
 from core.errors import ConfigError, UnsupportedError
+from core.parts import expand
 from core.paths import conf_dir
 from tests.core.adapters.hosts_under_test import HOSTS, relative, shaken, through_output
 
@@ -239,6 +240,13 @@ def test_a_preset_names_options_that_its_method_has(file):
 
     config = OmegaConf.to_container(OmegaConf.load(file))
     adapter = config.get("adapter", config)
+    if "parts" in adapter:  # a combination: each part is a preset with changes, and its options are those of its method
+        whole, problems = expand(adapter) if isinstance(adapter["parts"], dict) else ({"parts": {}}, [])
+        for own in whole["parts"].values():
+            cls = methods.find(own["_target_"].split(".")[-2])
+            assert own.keys() - {"_target_", "targets"} <= methods.options(cls).keys()
+        assert not problems
+        return
     module, _, name = adapter.pop("_target_").rpartition(".")
     cls = methods.find(module.rpartition(".")[2])
     assert (cls.__module__, cls.__name__) == (module, name)

@@ -57,18 +57,12 @@ def on_host(kind: str, *chosen: Variant):
     return net, names, x
 
 
-def methods_at(net) -> dict[str, nn.Module]:
-    """adapter name -> its method, of a model with one site."""
-    (slot,) = net._peft.slots.values()
-    return {part.adapter: slot.methods[part.method] for part in slot.parts}
-
-
 def definition(net, weights: dict[str, float], x):
     """The closed form: the layer with W + sum_i w_i (f_i(W) - W) in the weight's place."""
     (slot,) = net._peft.slots.values()
     op, host = slot.parts[0].op, net.layer
     W = host._parameters["weight"]
-    M, found = op.matrix(W), methods_at(net)
+    M, found = op.matrix(W), {part.adapter: slot.methods[part.method] for part in slot.parts}
     total = M + sum(w * (found[name].weight(M) - M) for name, w in weights.items())
     with use(net, None), torch.no_grad():
         kept = W.clone()
@@ -268,9 +262,8 @@ FITTING = fitting()
 
 
 def test_nearly_every_method_takes_part():
-    assert len(FITTING) >= 0.8 * (len(INSTALLED) + len(PAIRS)), sorted(
-        set(INSTALLED) - set(filter(str.__instancecheck__, FITTING))
-    )
+    absent = [method for method in INSTALLED if method not in FITTING]
+    assert len(absent) <= 0.2 * len(INSTALLED), absent
 
 
 class AnyOrder(RuleBasedStateMachine):
@@ -326,7 +319,7 @@ class AnyOrder(RuleBasedStateMachine):
         try:
             with mix(self.net, rows):
                 mixed = out(self.net, IDS)
-        except ConfigError:  # a site on the weight path
+        except PeftError:  # a site on the weight path; prompts of different lengths, which these blocks cannot mask
             return
         for i, row in enumerate(rows):
             expected = self.base if row is None else self.alone[row]

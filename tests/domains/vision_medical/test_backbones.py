@@ -9,10 +9,11 @@ from core.adapters import attach, detach, merge, summary, trainable, use
 from core.adapters import head as head_of
 from core.adapters.probe import pseudo_loss
 from core.adapters.sites import resolve
-from core.config import method_options
+from core.config import OPEN, method_options
 from core.contracts import Task
 from core.errors import ConfigError, UnsupportedError
 from core.paths import conf_dir
+from core.training.assemble import asked
 from core.training.module import PeftModule
 from core.training.optim import Optim
 from domains.vision_medical.backbones.monai_net import MonaiNet, built
@@ -102,6 +103,15 @@ def test_presets_attach_or_say_why_not(name):
         options = OmegaConf.to_container(OmegaConf.load(file))
         options = dict(options.get("adapter", options))
         options.pop("defaults", None)
+        if "parts" in options:  # a combination: a refusal names the part
+            if options["parts"] != OPEN:
+                backbone, (method, options) = ALL[name][0](), asked(options)
+                if name == "vit":
+                    attach(backbone, method, **options)
+                else:
+                    with pytest.raises(UnsupportedError, match=r"part \w+: "):
+                        attach(backbone, method, **options)
+            continue
         options |= {"rank": 2} if "rank" in options else {}  # as the tiny networks allow
         method = catalog.method(options.pop("_target_").split(".")[-2])
         if method.name == "full":
