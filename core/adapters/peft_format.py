@@ -49,6 +49,9 @@ def export_peft(model: nn.Module, directory: str | Path, name: str = "default") 
 
     UnsupportedError lists every site without an exact equivalent."""
     state, adapter = state_of(model), record(model, name)
+    if adapter.parts:
+        got, fix = f"{adapter.method}, a combination", "save_adapter keeps it; or export its parts attached alone"
+        raise UnsupportedError(f"adapter {name}", got, "one method", fix)
     cls = _class(state, adapter)
     form = form_of(cls)
     if form is None:

@@ -12,6 +12,7 @@ from core.adapters import (
     adapters,
     attach,
     detach,
+    export_peft,
     load_adapter,
     merge,
     mix,
@@ -97,7 +98,7 @@ def test_the_parts_are_what_they_are_alone():
     assert "attn.q (lora)" in str(summary(net)) and "mlp (parallel)" in str(summary(net))
 
 
-def test_one_life():
+def test_one_life(tmp_path):
     net = Net()
     base, state = out(net), {k: v.clone() for k, v in net.state_dict().items()}
     attach(net, PARTS, **WHERE).double()
@@ -108,6 +109,8 @@ def test_one_life():
         close(out(net), base)
     with pytest.raises(MergeError, match="acts on an output"):
         merge(net)
+    with pytest.raises(UnsupportedError, match="a combination"):
+        export_peft(net, tmp_path)
     detach(net)
     assert torch.equal(out(net), base)
     assert (
