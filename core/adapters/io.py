@@ -154,7 +154,6 @@ def save_adapter(
         "in_place": adapter.in_place,
         "budget": adapter.budget and asdict(adapter.budget),
         "parts": saved(adapter),
-        "parts": saved(adapter),
         "head": any(key.startswith("head|") for key in tensors),
         "base": {
             "fingerprint": (adapter.in_place and state.base_fingerprint) or fingerprint(model),
@@ -239,8 +238,8 @@ def load_adapter(
         seed=0,
         **asked(content, method),
     )
-        together.make_room(model, name, {key: tuple(t.shape) for key, t in tensors.items()})
     try:
+        together.make_room(model, name, {key: tuple(t.shape) for key, t in tensors.items()})
         expected = adapter_tensors(model, name)
         if strict:
             _compare(expected, tensors, directory)
