@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from core.adapters.base import WeightMethod
-from core.adapters.methods.lora import refuses_rank
+from core.adapters.methods.lora import refuses_excess, refuses_rank
 from core.adapters.peft_form import PeftForm
 from core.adapters.projection import Seeded, generator
 
@@ -50,9 +50,7 @@ class SHiRA(WeightMethod, Seeded):
 
     @classmethod
     def refuses_all(cls, shapes, options):
-        if any(options["rank"] * sum(shape) < shape[0] * shape[1] for shape in shapes):
-            return ""
-        return f"rank {options['rank']} makes every layer dense: a smaller one, or full"
+        return refuses_excess(shapes, options["rank"])
 
 
 def scattered(numel: int, count: int, seed: int):
