@@ -158,7 +158,7 @@ class TokenMethod(Method):
 
     tokens  (dim)          forward() -> (tokens, dim)             once, in front of the embeddings or of the first block
     deep    (dim, layers)  forward(layer) -> (tokens, dim)        anew before every block
-    kv      (shapes)       forward(layer) -> KeyValues            before every attention; shapes: [(heads, head_dim), ...]
+    kv      (shapes)       forward(layer) -> KeyValues            before every attention; shapes: (heads, head_dim) each
     """
 
     face: ClassVar[str] = "token"

@@ -1,5 +1,5 @@
 """Residual adapter.  h' = h + U f(D LN(h) + d) + u        after each block
-Tomanek et al. 2021, arXiv 2109.06952 (speech recognition).  form linear:  h' = h + W h, a 1 x 1 convolution or a linear
+Tomanek et al. 2021, arXiv 2109.06952.  form linear:  h' = h + W h, a 1 x 1 convolution or a linear
 layer beside the identity, Rebuffi et al. 2017, arXiv 1705.08045 (images)
 Parameters  bottleneck: 2 dim size + 3 dim + size per site; linear: dim^2.
 Start       U = u = 0, or W = 0, so h' = h to the bit.
