@@ -158,7 +158,7 @@ def test_files(tmp_path):
 
 def test_rows_of_a_batch():
     net = put({k: PARTS[k] for k in ("lora", "parallel")}, name="both")
-    put({"ia3": {"targets": ["mlp.in"]}, "lora": {"targets": ["mlp.in"], "rank": 2}}, net, "stacked")
+    put({"lora": {"targets": ["mlp.in"], "rank": 2}, "ia3": {"targets": ["mlp.in"]}}, net, "stacked")
     rows = ["both", None, "stacked", "both"]
     with mix(net, rows):
         mixed = out(net)
