@@ -9,6 +9,7 @@ from torch import nn
 
 from core import config
 from core.adapters import attach, head, trainable
+from core.adapters.methods import eva
 from core.errors import ConfigError
 from core.training.module import PeftModule
 from core.training.optim import Optim
@@ -223,11 +224,12 @@ SAME = ("checkpoints/last.safetensors", "checkpoints/best.safetensors", "metrics
 @pytest.mark.parametrize("name", RULES)
 def test_a_run_that_stops_goes_on_with_the_same_bits(name, tmp_path, monkeypatch):
     """Stopped by its own callback at batch 13 of 24, inside an accumulation, and begun again in this process."""
-    from core.training import run, start
+    from core.training import files, run, start
 
     looked = []
     real = start.calibrate
     monkeypatch.setattr(start, "calibrate", lambda *args: looked.append(args) or real(*args))
+    monkeypatch.setattr(eva, "ranks", lambda shares, budget: [1, budget - 1])  # the toy's two layers are too alike
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     first = run.run(OmegaConf.create(toy.config(whole, **RULES[name])), whole)
     assert first.status == "done" and len(looked) == (name in ("eva", "lora_ga"))
@@ -247,6 +249,8 @@ def test_a_run_that_stops_goes_on_with_the_same_bits(name, tmp_path, monkeypatch
     run.run(OmegaConf.load(stopped / "config.yaml"), stopped)
     assert len(looked) == again, "looked at the data again"
     assert [f for f in SAME if (whole / f).read_bytes() != (stopped / f).read_bytes()] == []
+    kept = files.read(whole / "checkpoints/last.safetensors")["state_dict"]
+    assert any(key.endswith("average_P") for key in kept) == (name == "adalora"), "importance goes on, too"
     assert first.certificate.base_bit_equal is not False and first.certificate.reload_equal
     lines = (whole / "metrics.csv").read_text().splitlines()
     penalties = [float(line.split(",")[3]) for line in lines if ",train,penalty," in line]
