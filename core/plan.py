@@ -47,8 +47,7 @@ def _sites(table) -> str:
     from core.cli import table as columns
 
     rows = [
-        (r.site, r.path, r.why, r.order, " x ".join(map(str, r.shape)), f"{r.parameters:,}", r.host)
-        for r in table.rows
+        (r.site, r.path, r.why, r.order, " x ".join(map(str, r.shape)), f"{r.parameters:,}", r.host) for r in table.rows
     ]
     total = ("total", "", "", "", "", f"{table.parameters:,}", f"of {table.base:,}")
     return columns(("site", "path", "why", "order", "out x in", "parameters", "host"), [*rows, total])

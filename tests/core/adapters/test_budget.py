@@ -188,5 +188,5 @@ def test_a_comparison_at_one_budget(tmp_path):
     configs = compare._configs(compose("protein", words), sweep, words)
     budgets = {method: config["adapter"].get("budget") for method, (config, _) in configs.items()}
     assert budgets == {"none": None, "lora": 1000, "houlsby": 1000, "full": None}
-    with pytest.raises(ConfigError, match="adapter=ia3: adapter.budget"):
+    with pytest.raises(ConfigError, match=r"adapter=ia3: adapter\.budget"):
         compare._configs(compose("protein", words), compare.Sweep(methods=["lora", "ia3"], lr=[1e-3], seeds=[0]), words)
