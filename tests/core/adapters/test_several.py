@@ -386,7 +386,7 @@ def any_order(examples: int, steps: int) -> type:
 
 
 TestAnyOrder = any_order(20, 15)
-TestAnyOrderLonger = pytest.mark.slow(any_order(300, 30))
+TestAnyOrderLonger = pytest.mark.slow(any_order(100, 30))
 
 
 @pytest.mark.parametrize("method", FITTING, ids=str)
