@@ -105,7 +105,7 @@ error[config]: 7 problems
      allowed  str
   4. where    adapter.rnak
      got      8
-     allowed  alpha, name, path, rank, targets, thin, verify
+     allowed  alpha, budget, name, path, rank, targets, thin, verify
      fix      did you mean `rank`?
   5. where    adapter.targets[1]
      got      attn.query
