@@ -85,6 +85,9 @@ class WeightMethod(Method):
     # Optional, beside `factors` or alone: (W) -> (out,), and weight(W) == diag(gain(W)) (W + scale * B @ A).
     gain: ClassVar[Callable | None] = None
 
+    # Optional beside `into`: () -> (out,), and weight(W) x == diag(rescale()) W into(x).
+    rescale: ClassVar[Callable | None] = None
+
     def into(self, x: Tensor) -> Tensor | None:
         """x' (..., in) with W x' == weight(W) x, where the change acts on the input alone and moving N rows of input is
         cheaper than the dense gradient of W'; else None."""

@@ -35,6 +35,24 @@ def without_autocast(x: Tensor):
     return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
 
 
+def rescaled(y: Tensor, b: Tensor | None, ops, methods) -> Tensor:
+    """Each output times the factor of its method, the bias left as it is."""
+    factor = None
+    for op, method in zip(ops, methods, strict=True):
+        if method.rescale is not None:
+            own = method.rescale()
+            factor = (
+                own
+                if op.rows is None
+                else op.rows.give(own.new_ones(y.shape[-1]) if factor is None else factor, own, 0)
+            )
+    if factor is None:
+        return y
+    kept = None if b is None else (b * (1 - factor)).to(y.dtype)
+    factor = factor.to(y.dtype)
+    return y * factor if kept is None else torch.addcmul(kept, y, factor)
+
+
 class LowRank(torch.autograd.Function):
     """y = x (W + sum_j s_j B_j A_j)^T + b, each change on its own rows.  x (..., in)   W as the host stores it
     With dropout p_j the change sees x * mask_j / (1 - p_j).

@@ -2,7 +2,8 @@
 
 N rows of input, a matrix (o, i), changes of rank r:
 
-    input      the change acts on the input alone (`into`)    the host on x'; a fused host piece by piece
+    input      the change acts on the input alone (`into`)    the host on x'; a fused host piece by piece; then times
+                                                              a factor per output, where there is one (`rescale`)
     merged     low rank, N > 2 o i / (o + i)                  W + s B A once, thin gradients, built again in backward
     factored   low rank, fewer rows; or dropout               W x, then s B (A x) added in place
     scaled     a factor per output (`gain`), alone or after   each output times its gain
@@ -113,7 +114,7 @@ def describe(op: Op, method, path: str, shape: tuple[int, int]) -> str:
         return {"hook": "output" if method.output is not None else "weight", "weight": "weight"}.get(path, "")
     like = next((t for t in [*method.parameters(), *method.buffers()] if t.is_floating_point()), torch.empty(0))
     if inputs([op], [method], like.new_empty(1, shape[1]), True) is not None:
-        return "input"
+        return "input" if method.rescale is None else "input, scaled"
     factors = factors_of([method])
     found = form([op], [method], factors, shape, True)
     if found == "low rank":

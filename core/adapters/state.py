@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from core.adapters.base import Method, WeightMethod
-from core.adapters.call import InWeightSpace, LowRank, compute_dtype, without_autocast
+from core.adapters.call import InWeightSpace, LowRank, compute_dtype, rescaled, without_autocast
 from core.adapters.conv_call import LowRankConvolution, thin_pays
 from core.adapters.conv_op import ConvOp
 from core.adapters.op import Op, Rows
@@ -200,7 +200,8 @@ class Slot(nn.Module):
         methods: list[WeightMethod] = [self.methods[part.method] for part, _ in acting]
         exact = self.exact(acting)
         if y is None and (moved := inputs(ops, methods, x, exact)) is not None:
-            return inner(moved[0]) if ops[0].rows is None else _piecewise(x, W, b, ops, moved)
+            y = inner(moved[0]) if ops[0].rows is None else _piecewise(x, W, b, ops, moved)
+            return rescaled(y, b, ops, methods)
         if y is None and (thin := _convolved(x, W, b, acting, methods)) is not None:
             return thin
         given = y is not None and all(m.output is not None for m in methods)

@@ -53,7 +53,11 @@ class BOFT(WeightMethod):
         return turned if self.c is None else self.c[:, None] * turned
 
     def into(self, x):
-        return in_blocks(x, self.rotation()) if self.c is None else None
+        return in_blocks(x, self.rotation())
+
+    @property
+    def rescale(self):
+        return None if self.c is None else lambda: self.c
 
     @classmethod
     def refuses(cls, host, shape, options):

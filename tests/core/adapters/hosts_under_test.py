@@ -258,9 +258,16 @@ def by_form(found: list[Variant]) -> list[Variant]:
     """One variant of each evaluation form: what the binder sees of a method is no more than its shortcuts."""
     first: dict[tuple, Variant] = {}
     for variant in found:
-        cls, method = variant.cls, variant.on(torch.randn(8, 6))
-        scales_input = method.into(torch.randn(2, 6)) is not None
-        shortcuts = (cls.output is None, cls.factors is None, cls.gain is None, method.order, scales_input)
+        cls, method = variant.cls, variant.on(torch.randn(8, 8))
+        scales_input = method.into(torch.randn(2, 8)) is not None
+        shortcuts = (
+            cls.output is None,
+            cls.factors is None,
+            cls.gain is None,
+            method.order,
+            scales_input,
+            method.rescale is None,
+        )
         first.setdefault((*shortcuts, "dropout" in variant.full), variant)
     return list(first.values())
 
