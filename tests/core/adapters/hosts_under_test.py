@@ -209,7 +209,7 @@ EVERY = HOSTS + DERIVED
 
 # Options beside the defaults under which a method is another formula; methods not named run with their defaults alone.
 FURTHER = {
-    "boft": [{"factors": 1, "scale": False}],
+    "boft": [{"factors": 1}, {"factors": 1, "scale": False}],
     "hra": [{"side": "out"}],
     "ia3": [{"side": "in"}],
     "lora": [{"scaling": "rank_stabilised"}],
