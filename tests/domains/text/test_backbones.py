@@ -77,18 +77,17 @@ def test_every_preset_attaches_or_says_why_not(folders, name):
         options = options.get("adapter", options)
         if options.get("parts") == OPEN:  # left to the user
             continue
-        if file.stem == "mam":  # its 30 and the example's tokens are more than the tiny GPT-2 has positions for
-            options["parts"]["prefix"]["tokens"] = 10
+        for part in (options, *(options.get("parts") or {}).values()):  # the tiny GPT-2 has few positions
+            if isinstance(part, dict) and "tokens" in part:
+                part["tokens"] = min(part["tokens"], 10)
         (method, options), model = asked(options), build(folders, name)
         try:
             attach(model, method, **options)
         except PeftError as error:
             assert isinstance(error, (ConfigError, UnsupportedError)) and error.code == 2
+            assert all(problem.got and (problem.allowed or problem.fix) for problem in error.problems), file.stem
             refused[file.stem] = str(error)
-    biased = ("gpt2", "gpt_neox", "opt")
-    why = {"vpt_deep": "before every block"} | ({} if name in biased else {"bitfit": "no bias"})  # none at all
-    assert refused.keys() == why.keys() & refused.keys() and "vpt_deep" in refused, refused
-    assert all(why[preset] in text for preset, text in refused.items())
+    assert "before every block" in refused["vpt_deep"] and not {"lora", "dora", "ia3", "prompt"} & refused.keys()
 
 
 def test_fused_rows_move_what_they_name(folders):
