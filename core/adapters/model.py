@@ -137,18 +137,20 @@ def _record(model, name: str, recipe: combine.Recipe, roles, example) -> Adapter
     return Adapter(name, recipe.label, options, targets, recipe.path, budget=solved, part=recipe.part)
 
 
+def _place(recipe: combine.Recipe) -> str:
+    return f"adapter.parts.{recipe.part}" if recipe.part else "adapter"
+
+
 def _check(model, recipes: list[combine.Recipe], name, example, state) -> None:
     problems = []
     for recipe in recipes:
-        known, place = methods.options(recipe.cls), f"adapter.parts.{recipe.part}" if recipe.part else "adapter"
+        known, place = methods.options(recipe.cls), _place(recipe)
         allowed = [*known, "axis"] if recipe.cls.face == "activation" else known
         problems += [
             Problem(f"{place}.{key}", repr(value), ", ".join(allowed) or "no option", did_you_mean(key, allowed))
             for key, value in recipe.options.items()
             if key not in allowed
         ]
-        if recipe.path not in PATHS:
-            problems.append(Problem(f"{place}.path", recipe.path, ", ".join(PATHS), did_you_mean(recipe.path, PATHS)))
     if isinstance(model, (nn.Sequential, nn.ModuleList)):
         problems.append(
             Problem("model", type(model).__name__, "a module with a forward of its own", "wrap it in a Backbone")
@@ -159,6 +161,10 @@ def _check(model, recipes: list[combine.Recipe], name, example, state) -> None:
         problems.append(
             Problem("adapter.name", name, "a new name", f"detach it first; attached: {', '.join(state.adapters)}")
         )
+    for recipe in recipes:
+        if recipe.path not in PATHS:
+            near = did_you_mean(recipe.path, PATHS)
+            problems.append(Problem(f"{_place(recipe)}.path", recipe.path, ", ".join(PATHS), near))
     label = "+".join(recipe.label for recipe in recipes)
     if example is None:
         problems.append(

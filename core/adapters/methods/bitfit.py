@@ -21,5 +21,5 @@ class BitFit(Selection):
             targets,
             "bias",
             lambda module, name, p: is_bias(name, p),
-            instead="adapter=bias, which makes them, or adapter=norm",
+            instead="adapter=bias",
         )

@@ -154,7 +154,7 @@ def test_what_attach_refuses():
         attach(model, "lora", targets=["a", "b"], rank=2, **given)
     with pytest.raises(ConfigError) as caught:
         attach(model, "lora", targets=["a"], rnak=2, name="a b", path="hok", **given)
-    assert {p.where for p in caught.value.problems} == {"adapter.rnak", "adapter.name", "adapter.path"}
+    assert [p.where for p in caught.value.problems] == ["adapter.rnak", "adapter.name", "adapter.path"]
     assert caught.value.problems[0].fix == "did you mean `rank`?"
     with pytest.raises(ConfigError, match="did you mean `a`"):
         attach(model, "lora", targets=["aa"], **given)
