@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from core.adapters.dropout import keep_mask, masked_gradients, masked_input_gradient, masked_product
+from core.adapters.op import Op
 from core.adapters.orders import order_of
 
 
@@ -35,19 +36,20 @@ def without_autocast(x: Tensor):
     return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
 
 
+def spread(vectors: list[tuple[Op, Tensor]], out: int) -> Tensor:
+    """(out,) of the whole host: each vector on the rows of its op, which no other has; 1 elsewhere."""
+    total = None
+    for op, vector in vectors:
+        total = op.spread(vector, out, total)
+    return total
+
+
 def rescaled(y: Tensor, b: Tensor | None, ops, methods) -> Tensor:
     """Each output times the factor of its method, the bias left as it is."""
-    factor = None
-    for op, method in zip(ops, methods, strict=True):
-        if method.rescale is not None:
-            own = method.rescale()
-            factor = (
-                own
-                if op.rows is None
-                else op.rows.give(own.new_ones(y.shape[-1]) if factor is None else factor, own, 0)
-            )
-    if factor is None:
+    own = [(op, m.rescale()) for op, m in zip(ops, methods, strict=True) if m.rescale is not None]
+    if not own:
         return y
+    factor = spread(own, y.shape[-1])
     kept = None if b is None else (b * (1 - factor)).to(y.dtype)
     factor = factor.to(y.dtype)
     return y * factor if kept is None else torch.addcmul(kept, y, factor)

@@ -7,7 +7,7 @@ base stays what it is. The offset is computed as B (A - A0) + (B - B0) A0, which
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from core.adapters.base import Factors, WeightMethod
 
@@ -23,6 +23,23 @@ class LowRankMethod(WeightMethod):
     def output(self, x, y, op, W, b):
         A, B, scale, _ = self.factors()
         return y + op.up(op.down(x, A), scale * B)
+
+
+class OffsetMethod(LowRankMethod):
+    """W' = W + s (B A - B0 A0), from a start (A0, B0) that `begin` is given: frozen buffers, saved with A and B."""
+
+    def begin(self, A0: Tensor, B0: Tensor, scale: float) -> None:
+        self.scale = scale
+        self.register_buffer("A0", A0)
+        self.register_buffer("B0", B0)
+        self.A, self.B = nn.Parameter(A0.clone()), nn.Parameter(B0.clone())
+
+    def weight(self, W):
+        A, B, scale, _ = self.factors()
+        return W + scale * B @ A
+
+    def factors(self):
+        return offset(self.A, self.B, self.A0, self.B0, self.scale)
 
 
 def offset(A: Tensor, B: Tensor, A0: Tensor, B0: Tensor, scale: float) -> Factors:

@@ -89,9 +89,11 @@ class Op:
     def give(self, y: Tensor, part: Tensor) -> Tensor:
         return part if self.rows is None else self.rows.give(y, part, self.axis)
 
-    def spread(self, v: Tensor, out: int) -> Tensor:
-        """(out,) of the whole host from the site's own rows, 1 elsewhere."""
-        return v if self.rows is None else self.rows.give(v.new_ones(out), v, 0)
+    def spread(self, v: Tensor, out: int, onto: Tensor | None = None) -> Tensor:
+        """(out,) of the whole host from the site's own rows; elsewhere `onto`, or 1."""
+        if self.rows is None:
+            return v
+        return self.rows.give(v.new_ones(out) if onto is None else onto, v, 0)
 
     def bias(self, b: Tensor | None, y_ndim: int) -> Tensor | None:
         """The bias of the site's rows, shaped to broadcast along `axis`."""

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from core.adapters.base import Method, WeightMethod
-from core.adapters.call import InWeightSpace, LowRank, compute_dtype, rescaled, without_autocast
+from core.adapters.call import InWeightSpace, LowRank, compute_dtype, rescaled, spread, without_autocast
 from core.adapters.conv_call import LowRankConvolution, thin_pays
 from core.adapters.conv_op import ConvOp
 from core.adapters.op import Op, Rows
@@ -287,7 +287,7 @@ def _low_rank(
 ) -> Tensor:
     """The product with every low-rank change in place, then each output times its gain."""
     low = [(op, f, w) for op, f, w in zip(ops, factors, weights, strict=True) if f is not None]
-    gains = [(op, m) for op, m in zip(ops, methods, strict=True) if m.gain is not None]
+    gains = [(op, m.gain(_exact(op.matrix(W)))) for op, m in zip(ops, methods, strict=True) if m.gain is not None]
     inner_bias = None if gains else b
     if low:
         scales, drops = [f.scale * w for _, f, w in low], [f.dropout for _, f, _ in low]
@@ -297,11 +297,7 @@ def _low_rank(
         y = F.linear(x.to(dtype), ops[0].full(W).to(dtype))
     if not gains:
         return y
-    gain = None
-    for op, method in gains:
-        own = method.gain(_exact(op.matrix(W)))
-        gain = own if op.rows is None else op.rows.give(own.new_ones(y.shape[-1]) if gain is None else gain, own, 0)
-    gain = gain.to(dtype)
+    gain = spread(gains, y.shape[-1]).to(dtype)
     return y * gain if b is None else torch.addcmul(b.to(dtype), y, gain)
 
 

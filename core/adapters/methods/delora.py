@@ -16,27 +16,20 @@ import torch
 from torch import nn
 
 from core.adapters.base import kaiming
-from core.adapters.low_rank import LowRankMethod, offset, refuses_sign
+from core.adapters.low_rank import OffsetMethod, offset, refuses_sign
 from core.adapters.methods.lora import refuses_excess, refuses_rank, room
 from core.adapters.peft_form import PeftForm, lora_form
 
 SHORTEST = 1e-4  # |a_k| and |b_k| count as this much at least
 
 
-class DeLoRA(LowRankMethod):
+class DeLoRA(OffsetMethod):
     def __init__(self, W, *, rank: int = 8, lambda_initial: float = 15.0):
         super().__init__()
         rows, self.rank, self.lam0 = room(W, rank), rank, lambda_initial
-        self.register_buffer("A0", kaiming(rows, W.shape[1]).to(W))
-        self.register_buffer("B0", kaiming(W.shape[0], rows).to(W))
+        self.begin(kaiming(rows, W.shape[1]).to(W), kaiming(W.shape[0], rows).to(W), 1.0)
         self.register_buffer("c", torch.linalg.vector_norm(W.detach(), dim=0), persistent=False)
-        self.A = nn.Parameter(self.A0.clone())
-        self.B = nn.Parameter(self.B0.clone())
         self.lam = nn.Parameter(W.new_tensor(lambda_initial))
-
-    def weight(self, W):
-        A, B, _, _ = self.factors()
-        return W + B @ A
 
     def factors(self):
         """D and D0 as products of unit vectors; both are computed alike, so that they cancel to the bit."""
@@ -45,7 +38,7 @@ class DeLoRA(LowRankMethod):
             unit(self.B, 0) * (self.lam / self.rank),
             unit(self.B0, 0) * (self.lam.new_tensor(self.lam0) / self.rank),
         )
-        return offset(A, B, A0, B0, 1.0)
+        return offset(A, B, A0, B0, self.scale)
 
     @classmethod
     def refuses(cls, host, shape, options):

@@ -13,31 +13,20 @@ Shapes      W, G (out, in)   A, A0 (r, in)   B, B0 (out, r)
 from __future__ import annotations
 
 import torch
-from torch import nn
 
 from core.adapters.base import kaiming
-from core.adapters.low_rank import LowRankMethod, offset
+from core.adapters.low_rank import OffsetMethod
 from core.adapters.methods.lora import refuses_excess, refuses_rank, room
 
 
-class LoRAGA(LowRankMethod):
+class LoRAGA(OffsetMethod):
     needs = "gradients"
 
     def __init__(self, W, *, rank: int = 8, alpha: float = 16.0, gamma: float = 16.0):
         super().__init__()
         rows = room(W, rank)
-        self.scale, self.c = alpha / rank**0.5, W.shape[0] ** 0.25 / gamma**0.5
-        self.A = nn.Parameter(kaiming(rows, W.shape[1]).to(W))
-        self.B = nn.Parameter(W.new_zeros(W.shape[0], rows))
-        self.register_buffer("A0", self.A.detach().clone())
-        self.register_buffer("B0", self.B.detach().clone())
-
-    def weight(self, W):
-        A, B, scale, _ = self.factors()
-        return W + scale * B @ A
-
-    def factors(self):
-        return offset(self.A, self.B, self.A0, self.B0, self.scale)
+        self.c = W.shape[0] ** 0.25 / gamma**0.5
+        self.begin(kaiming(rows, W.shape[1]).to(W), W.new_zeros(W.shape[0], rows), alpha / rank**0.5)
 
     @classmethod
     def calibrate(cls, methods, seen):

@@ -11,28 +11,17 @@ Shapes      W (out, in)   A, A0 (r, in)   B, B0 (out, r)
 from __future__ import annotations
 
 import torch
-from torch import nn
 
-from core.adapters.low_rank import LowRankMethod, offset
+from core.adapters.low_rank import OffsetMethod
 from core.adapters.methods.lora import refuses_excess, refuses_rank, room
 
 
-class OLoRA(LowRankMethod):
+class OLoRA(OffsetMethod):
     def __init__(self, W, *, rank: int = 8, alpha: float = 16.0):
         super().__init__()
-        self.scale, rows = alpha / rank, room(W, rank)
+        rows = room(W, rank)
         Q, R = torch.linalg.qr(W.detach())
-        self.register_buffer("A0", R[:rows].clone())
-        self.register_buffer("B0", Q[:, :rows].clone())
-        self.A = nn.Parameter(self.A0.clone())
-        self.B = nn.Parameter(self.B0.clone())
-
-    def weight(self, W):
-        A, B, scale, _ = self.factors()
-        return W + scale * B @ A
-
-    def factors(self):
-        return offset(self.A, self.B, self.A0, self.B0, self.scale)
+        self.begin(R[:rows].clone(), Q[:, :rows].clone(), alpha / rank)
 
     @classmethod
     def refuses(cls, host, shape, options):

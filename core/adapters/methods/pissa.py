@@ -11,29 +11,16 @@ Shapes      W (out, in)   A, A0 (r, in)   B, B0 (out, r)
 
 from __future__ import annotations
 
-from torch import nn
-
-from core.adapters.low_rank import LowRankMethod, leading, offset, refuses_power, refuses_sign
+from core.adapters.low_rank import OffsetMethod, leading, refuses_power, refuses_sign
 from core.adapters.methods.lora import refuses_excess, refuses_rank, room
 
 
-class PiSSA(LowRankMethod):
+class PiSSA(OffsetMethod):
     def __init__(self, W, *, rank: int = 16, alpha: float = 16.0, niter: int = 0):
         super().__init__()
-        self.scale = alpha / rank
         U, S, Vt = leading(W, room(W, rank), niter)
-        root = (S / self.scale).sqrt()
-        self.register_buffer("A0", root[:, None] * Vt)
-        self.register_buffer("B0", U * root)
-        self.A = nn.Parameter(self.A0.clone())
-        self.B = nn.Parameter(self.B0.clone())
-
-    def weight(self, W):
-        A, B, scale, _ = self.factors()
-        return W + scale * B @ A
-
-    def factors(self):
-        return offset(self.A, self.B, self.A0, self.B0, self.scale)
+        root = (S / (alpha / rank)).sqrt()
+        self.begin(root[:, None] * Vt, U * root, alpha / rank)
 
     @classmethod
     def refuses(cls, host, shape, options):

@@ -10,8 +10,8 @@ from core import profiles
 from core.adapters import attach, detach, methods, mix, plan, save_adapter, set_active, summary, trainable, use
 from core.adapters.io import load_adapter
 from core.errors import ConfigError, UnsupportedError
-from tests.core.adapters.test_token_kv import relative, run
-from tests.core.adapters.tokens_zoo import DEEP, DOMAINS, KV, build, ids
+from tests.core.adapters.hosts_under_test import relative
+from tests.core.adapters.tokens_zoo import DEEP, DOMAINS, KV, build, ids, run
 
 MASKED = [name for name in DEEP if name != "vit"]
 FREE = {"roles": {}, "example": lambda: ((), {}), "verify": False}

@@ -13,7 +13,8 @@ from core.adapters.base import KeyValues
 from core.adapters.io import load_adapter
 from core.adapters.token_kv import attended
 from core.errors import DeadSiteError, UnsupportedError
-from tests.core.adapters.tokens_zoo import IMAGES, KV, TEXT, build, ids, kv_mha
+from tests.core.adapters.hosts_under_test import relative
+from tests.core.adapters.tokens_zoo import IMAGES, KV, TEXT, build, ids, kv_mha, run
 
 MASKED = [name for name in KV if name not in (*IMAGES, "t5")]
 WHOLE = [name for name in KV if name not in ("swin", "t5")]  # one row of attention per row of the batch, all rows real
@@ -31,15 +32,6 @@ def host_with(name, **methods):
             p.data.add_(1.0) if "gate" in key else p.data.mul_(30 if method == "prefix" else 1)
     set_active(host.net, next(iter(methods)))
     return host
-
-
-def relative(a, b):
-    return ((a - b).abs().max() / b.abs().max()).item()
-
-
-def run(host, *args, **kwargs):
-    with torch.no_grad():
-        return host.call(*args, **kwargs)
 
 
 # The definition ------------------------------------------------------------------------------------------------------

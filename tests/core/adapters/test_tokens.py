@@ -10,7 +10,8 @@ from torch import nn
 from core.adapters import attach, detach, merge, mix, plan, set_active, summary, trainable, use
 from core.contracts import TokenPort
 from core.errors import ConfigError, UnsupportedError
-from tests.core.adapters.tokens_zoo import BLOCKS, ZOO, bert, build, ids
+from tests.core.adapters.hosts_under_test import relative
+from tests.core.adapters.tokens_zoo import BLOCKS, ZOO, bert, build, ids, run, stepped
 
 MASKED = [name for name in ZOO if name != "vit"]
 
@@ -24,15 +25,6 @@ def prompted(name, **lengths):
         trainable(host.net, adapter)["tokens|value"].data.mul_(30)
     set_active(host.net, next(iter(lengths or {"default": 4})))
     return host
-
-
-def relative(a, b):
-    return ((a - b).abs().max() / b.abs().max()).item()
-
-
-def run(host, *args, **kwargs):
-    with torch.no_grad():
-        return host.call(*args, **kwargs)
 
 
 @pytest.mark.parametrize("name", ZOO)
@@ -224,13 +216,7 @@ def test_generation_with_a_cache_is_generation_without(name):
 def test_cached_steps_are_teacher_forcing(name):
     host, tokens = prompted(name), ids(2, 12)
     whole = run(host, tokens)
-    with torch.no_grad():
-        out = host.net(tokens[:, :7], use_cache=True)
-        logits, cache = [out.logits], out.cache if hasattr(out, "cache") else out.past_key_values
-        for step in range(7, 12):
-            out = host.net(tokens[:, step : step + 1], use_cache=True, past_key_values=cache)
-            logits.append(out.logits)
-    assert relative(torch.cat(logits, 1), whole) <= 2e-6
+    assert relative(stepped(host, tokens), whole) <= 2e-6
 
 
 @pytest.mark.filterwarnings("ignore")
