@@ -21,6 +21,7 @@ same rows are merged, factored or weight. What each order keeps: docs/design.md.
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Sequence
 
 import torch
@@ -51,8 +52,8 @@ def apart(rows: tuple[Rows | None, ...]) -> bool:
         return True
     if None in rows:
         return False
-    every = torch.cat([r.index() for r in rows])
-    return len(every) == len(every.unique())
+    blocks = sorted((r.start + group * r.stride, r.size) for r in rows for group in range(r.groups))
+    return all(start + size <= after for (start, size), (after, _) in itertools.pairwise(blocks))
 
 
 @functools.lru_cache(maxsize=4096)

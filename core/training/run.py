@@ -21,6 +21,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from core.bench import result
+from core.bench.cells import SCRATCH
 from core.bench.result import Certificate, ErrorRecord, Forgetting, MetricRecord, Plan, Primary, Record
 from core.contracts import Metric, Task
 from core.data import loading
@@ -142,8 +143,8 @@ def _fit(cfg, directory: Path, record: Record, module, name: str, parts, loaders
     if module.base_trains and cfg.run.test and not screen.quiet:  # later there is no base left to score
         rivals = evaluate.rivals(parts.task, parts.backbone, AsTrained(loaders), loaders.items("test"))
     if fit and not found.done:
-        # Before weights come back, as full fine-tuning changes the base itself. Random weights have nothing to lose.
-        if not screen.quiet and cfg.backbone.get("pretrained", True):
+        # Before weights come back, as full fine-tuning changes the base itself. The anchor from scratch has no base.
+        if not screen.quiet and record.method != SCRATCH:
             _note_retention(folder / RETENTION, evaluate.retention(module, trainer, parts.data, cfg.seed, base=True))
         if cfg.run.resume == "weights":
             module.carry(_weights(folder), str(folder))

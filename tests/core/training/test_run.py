@@ -90,9 +90,10 @@ def test_a_task_that_answers_in_more_than_one_pass(method, tmp_path):
     assert anew.forgetting.before == record.forgetting.before
 
 
-def test_random_weights_forget_nothing(tmp_path):
+def test_the_anchor_from_scratch_forgets_nothing(tmp_path):
     task = {"_target_": "tests.core.training.toy.SlowTask"}
-    assert train(tmp_path, task=task, backbone__pretrained=False).forgetting is None
+    changes = {"choices__adapter": "scratch", "backbone__pretrained": False}
+    assert train(tmp_path, task=task, **changes).forgetting is None
 
 
 @pytest.mark.parametrize("method", ["none.Probe", "full.Full"])
