@@ -18,6 +18,7 @@ from core.adapters.token_state import (
     cache_of,
     cut,
     cut_all,
+    moved_up,
     past_of,
     real_positions,
     right_padded,
@@ -59,7 +60,7 @@ def embeds_forward(host, inner, *args, **kwargs):
     if not past:
         x = splice(x, tokens.vectors(batch, like).to(x.dtype), port.leading)
     kwargs[port.embeds] = x
-    output = inner(**kwargs)
+    output = moved_up(inner, kwargs, p, length)
     tag_cache(cache, output, port.cache, tokens)
     return output if past or port.memory else _strip(output, port.leading, p, length)
 

@@ -19,7 +19,16 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from core.adapters.seam import ADAPTERS
-from core.adapters.token_state import Place, Tokens, cache_of, past_of, real_positions, right_padded, tag_cache
+from core.adapters.token_state import (
+    Place,
+    Tokens,
+    cache_of,
+    moved_up,
+    past_of,
+    real_positions,
+    right_padded,
+    tag_cache,
+)
 from core.errors import UnsupportedError
 
 PLACE = "@kv"
@@ -134,27 +143,28 @@ def steps_forward(host, inner, *args, **kwargs):
     names = tokens.names()
     if not names:
         return inner(*args, **kwargs)
-    _place_tokens(named, tokens, names, past)
-    output = inner(**named)
+    shift, length = _place_tokens(named, tokens, names, past)
+    output = moved_up(inner, named, shift, past + length)
     tag_cache(cache, output, place.keyword, tokens)
     return output
 
 
-def _place_tokens(named: dict, tokens: Tokens, names: list[str | None], past: int) -> None:
-    """Positions of real tokens into `named`, moved up by each row's p where its method shifts."""
+def _place_tokens(named: dict, tokens: Tokens, names: list[str | None], past: int) -> tuple[int, int]:
+    """Positions of real tokens into `named`, moved up by each row's p where its method shifts: (most p, tokens)."""
     port = tokens.port
     x = next((named[name] for name in (port.embeds, port.ids) if name and named.get(name) is not None), None)
     mask, given = named.get(port.mask), named.get(port.positions) if port.positions else None
     if x is None:
-        return
+        return 0, 0
     up = [shift_of(tokens.methods[name], port) if name else 0 for name in names]
+    batch, length = x.shape[:2]
     if any(up):
-        batch, length = x.shape[:2]
         shift = torch.tensor(up, device=x.device)[:, None] if len(up) > 1 else up[0]
         named[port.positions] = real_positions(given, mask, batch, length, past, x.device) + shift
     elif given is None and mask is not None and mask.ndim == 2 and (port.positions or port.rope):
         fix = f"pass {port.positions}, as generation does" if port.positions else "pad on the right"
         right_padded(mask.bool(), port.mask, fix)
+    return max(up), length
 
 
 def shift_of(method, port) -> int:

@@ -106,6 +106,16 @@ def real_positions(given, mask, batch: int, length: int, start: int, device) -> 
     return given.expand(batch, -1) if given.ndim == 2 else given[None].expand(batch, -1)
 
 
+def moved_up(inner, named: dict, shift: int, length: int):
+    """The network's own forward on moved positions; learned ones end somewhere, and torch names only the index."""
+    try:
+        return inner(**named)
+    except IndexError as error:
+        got = f"{shift} virtual tokens before {length} real ones"
+        fix = "fewer adapter.tokens, or shorter texts (task.max_length)"
+        raise UnsupportedError("adapter.tokens", got, "no more than the network has positions", fix) from error
+
+
 def right_padded(seen: Tensor, where: str = "mask", fix: str = "pad on the right: distances count here") -> None:
     """`seen` (batch, tokens) bool; one look per forward pass, none inside a compiled graph."""
     if not torch.compiler.is_compiling() and not bool(seen[:, 0].all()):

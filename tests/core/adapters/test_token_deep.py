@@ -1,8 +1,5 @@
 """Prompts before every block, and the token methods' counts, starts and options."""
 
-import copy
-import pickle
-
 import pytest
 import torch
 
@@ -11,7 +8,8 @@ from core.adapters import attach, detach, methods, mix, plan, save_adapter, set_
 from core.adapters.io import load_adapter
 from core.errors import ConfigError, UnsupportedError
 from tests.core.adapters.hosts_under_test import relative
-from tests.core.adapters.tokens_zoo import DEEP, DOMAINS, KV, build, ids, run
+from tests.core.adapters.tokens_checks import copies_are_equal_and_independent, padded_and_alone, run, untouched
+from tests.core.adapters.tokens_zoo import DEEP, DOMAINS, KV, build, ids
 
 MASKED = [name for name in DEEP if name != "vit"]
 FREE = {"roles": {}, "example": lambda: ((), {}), "verify": False}
@@ -30,20 +28,14 @@ def deep(name, method="vpt_deep", **lengths):
 @pytest.mark.parametrize("name", DEEP)
 def test_every_block_has_tokens_of_its_own_and_leaves_none(name):
     host, tokens = build(name, DEEP), ids()
-    host.net.requires_grad_(False)
-    before, classes = run(host, tokens), [type(m) for m in host.net.modules()]
-    attach(host.net, "vpt_deep", tokens=4, seed=0, **FREE)
-    value = trainable(host.net)["tokens|value"]
-    value.data.mul_(8)
-    y = host.call(tokens)
-    assert y.shape == before.shape and relative(y, before) > 1e-3
-    y.square().sum().backward()
-    assert value.shape == (2, 4, 32) and bool((value.grad.abs().amax(-1) > 0).all())
-    with use(host.net, None):
-        assert torch.equal(run(host, tokens), before)
-    detach(host.net)
-    assert torch.equal(run(host, tokens), before) and [type(m) for m in host.net.modules()] == classes
-    assert not any("_adapters" in m.__dict__ for m in host.net.modules())
+    with untouched(host, tokens) as before:
+        attach(host.net, "vpt_deep", tokens=4, seed=0, **FREE)
+        value = trainable(host.net)["tokens|value"]
+        value.data.mul_(8)
+        y = host.call(tokens)
+        assert y.shape == before.shape and relative(y, before) > 1e-3
+        y.square().sum().backward()
+        assert value.shape == (2, 4, 32) and bool((value.grad.abs().amax(-1) > 0).all())
 
 
 def test_it_is_the_paper_written_out():
@@ -65,13 +57,7 @@ def test_it_is_the_paper_written_out():
 @pytest.mark.parametrize("name", MASKED)
 def test_a_padded_row_is_the_row_alone(name):
     host, tokens = deep(name), ids()
-    mask = torch.ones_like(tokens)
-    mask[1, 6:] = 0
-    alone, batch = run(host, tokens[1:2, :6]), run(host, tokens, mask)
-    real = min(alone.shape[1], 6)
-    if name == "wav2vec2":
-        alone, batch, real = alone[:, :3], batch[:, :3], 3
-    assert relative(batch[1:2, :real], alone[:, :real]) <= 2e-6
+    assert relative(*padded_and_alone(host, tokens, 3 if name == "wav2vec2" else 6)) <= 2e-6
 
 
 @pytest.mark.parametrize("name", MASKED)
@@ -124,14 +110,7 @@ def test_gradient_checkpointing_changes_nothing():
 def test_copies_and_files_are_equal_and_independent(method, tmp_path):
     host, tokens = build("hf_esm", DEEP), ids()
     attach(host.net, method, tokens=3, roles={}, example=((tokens,), {}), seed=1)
-    y = run(host, tokens)
-    for net in (copy.deepcopy(host.net), pickle.loads(pickle.dumps(host.net))):
-        with torch.no_grad():
-            assert torch.equal(net(tokens).logits, y)
-            for p in trainable(net).values():
-                p.add_(1)
-            assert not torch.equal(net(tokens).logits, y)
-    assert torch.equal(run(host, tokens), y)
+    y = copies_are_equal_and_independent(host, tokens)
     save_adapter(host.net, tmp_path)
     other = build("hf_esm", DEEP)
     load_adapter(other.net, tmp_path, example=((tokens,), {}), roles={})
@@ -210,6 +189,15 @@ def test_bad_options_name_the_choice():
         with pytest.raises(ConfigError, match=text):
             attach(host.net, method, roles={}, example=((), {"input_ids": ids()}), **options)
         assert "_peft" not in host.net._modules
+
+
+@pytest.mark.parametrize(("method", "name"), [("prefix", "gpt2"), ("prefix", "opt"), ("prompt", "gpt2")])
+def test_more_tokens_than_the_network_has_positions(method, name):
+    host = build(name, KV)
+    with pytest.raises(UnsupportedError, match="60 virtual tokens before 9 real ones"):
+        attach(host.net, method, tokens=60, roles={}, example=((), {"input_ids": ids()}))
+    assert "_peft" not in host.net._modules
+    attach(host.net, method, tokens=50, roles={}, example=((), {"input_ids": ids()}))
 
 
 def test_both_seams_of_one_network_come_and_go_apart():

@@ -5,12 +5,12 @@ import copy
 import pytest
 import torch
 
-from core.adapters import attach, mix, set_active, trainable, use
-from core.errors import UnsupportedError
+from core.adapters import attach, mix, trainable, use
 from tests.core.adapters.hosts_under_test import relative
 from tests.core.adapters.test_token_kv import host_with
 from tests.core.adapters.test_tokens import generate
-from tests.core.adapters.tokens_zoo import KV, build, ids, run, stepped
+from tests.core.adapters.tokens_checks import refuses_stale_caches, run, stepped
+from tests.core.adapters.tokens_zoo import KV, build, ids
 
 
 @pytest.mark.parametrize("method", ["prefix", "gated_prefix"])
@@ -62,18 +62,7 @@ def test_mixed_rows_generate_what_each_generates_alone():
 def test_a_cache_of_another_adapter_is_refused(more):
     """With prefixes alone, and beside a prompt, whose seam watches the cache, too."""
     host, tokens = host_with("llama", a=("prefix", 4), b=("gated_prefix", 2), **more), ids(2)
-    with torch.no_grad():
-        for other in ("b", *more, None):
-            set_active(host.net, "a")
-            cache = host.net(tokens, use_cache=True).cache
-            host.net(tokens[:, :1], cache=cache)
-            set_active(host.net, other)
-            with pytest.raises(UnsupportedError, match="token adapter a"):
-                host.net(tokens[:, :1], cache=cache)
-        cache = host.net(tokens, use_cache=True).cache
-        set_active(host.net, "a")
-        with pytest.raises(UnsupportedError, match="no token adapter"):
-            host.net(tokens[:, :1], cache=cache)
+    refuses_stale_caches(host, tokens, ("b", *more))
 
 
 def test_t5_generates_the_same_with_and_without_a_cache():

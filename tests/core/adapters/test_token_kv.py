@@ -1,20 +1,18 @@
 """Virtual keys and values: the closed form, no trace in cache, lengths and base, one call of attention per module."""
 
-import copy
-import pickle
-
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from core.adapters import attach, detach, mix, save_adapter, set_active, summary, trainable, use
+from core.adapters import attach, mix, save_adapter, set_active, summary, trainable, use
 from core.adapters.base import KeyValues
 from core.adapters.io import load_adapter
 from core.adapters.token_kv import attended
 from core.errors import DeadSiteError, UnsupportedError
 from tests.core.adapters.hosts_under_test import relative
-from tests.core.adapters.tokens_zoo import IMAGES, KV, TEXT, build, ids, kv_mha, run
+from tests.core.adapters.tokens_checks import copies_are_equal_and_independent, padded_and_alone, run, untouched
+from tests.core.adapters.tokens_zoo import IMAGES, KV, TEXT, build, ids, kv_mha
 
 MASKED = [name for name in KV if name not in (*IMAGES, "t5")]
 WHOLE = [name for name in KV if name not in ("swin", "t5")]  # one row of attention per row of the batch, all rows real
@@ -88,25 +86,18 @@ def test_keys_repeated_or_packed_by_the_library_give_the_same():
 @pytest.mark.parametrize("name", KV)
 def test_gate_zero_is_the_base_a_prefix_moves_it_detach_leaves_nothing(name):
     host, tokens = build(name, KV), ids()
-    host.net.requires_grad_(False)
-    before, keys, classes = run(host, tokens), list(host.net.state_dict()), [type(m) for m in host.net.modules()]
     shared = {"roles": {}, "example": lambda: ((), {}), "verify": False, "seed": 0}
-    attach(host.net, "gated_prefix", name="gated", **shared)
-    start = run(host, tokens)
-    if name in ("swin", "mha"):  # fused attention only while a prefix acts; torch's fused kernel without one
-        assert relative(start, before) <= 1e-6
-    else:
-        assert torch.equal(start, before)
-    attach(host.net, "prefix", name="prefix", **shared)
-    trainable(host.net, "prefix")["tokens|value"].data.mul_(30)
-    on = run(host, tokens)
-    assert on.shape == before.shape and relative(on, before) > 1e-3
-    with use(host.net, None):
-        assert torch.equal(run(host, tokens), before)
-    detach(host.net)
-    assert torch.equal(run(host, tokens), before)
-    assert list(host.net.state_dict()) == keys and [type(m) for m in host.net.modules()] == classes
-    assert not any("_adapters" in m.__dict__ for m in host.net.modules())
+    with untouched(host, tokens) as before:
+        attach(host.net, "gated_prefix", name="gated", **shared)
+        start = run(host, tokens)
+        if name in ("swin", "mha"):  # fused attention only while a prefix acts; torch's fused kernel without one
+            assert relative(start, before) <= 1e-6
+        else:
+            assert torch.equal(start, before)
+        attach(host.net, "prefix", name="prefix", **shared)
+        trainable(host.net, "prefix")["tokens|value"].data.mul_(30)
+        on = run(host, tokens)
+        assert on.shape == before.shape and relative(on, before) > 1e-3
 
 
 @pytest.mark.parametrize("name", KV)
@@ -125,14 +116,11 @@ def test_every_key_and_value_gets_a_gradient_and_the_base_none(name):
 @pytest.mark.parametrize("name", MASKED)
 def test_a_padded_row_is_the_row_alone(name, method):
     host, tokens = host_with(name, own=(method, 3)), ids(high=20)
-    mask = torch.ones_like(tokens)
-    mask[1, 6:] = 0
-    alone, batch = run(host, tokens[1:2, :6]), run(host, tokens, mask)
-    real = min(alone.shape[1], 5 if name == "wav2vec2" else 6)
-    if name == "wav2vec2":  # its convolution over positions sees beyond the last frame, adapter or not
-        with use(host.net, None):
-            assert relative(run(host, tokens, mask)[1:2, :real], run(host, tokens[1:2, :6])[:, :real]) <= 2e-6
-    assert relative(batch[1:2, :real], alone[:, :real]) <= 2e-6
+    real = 5 if name == "wav2vec2" else 6  # its convolution over positions sees beyond the last frame, adapter or not
+    with use(host.net, None):
+        assert relative(*padded_and_alone(host, tokens, real)) <= 2e-6
+    batch, alone = padded_and_alone(host, tokens, real)
+    assert relative(batch, alone) <= 2e-6
     if not host.decoder:
         return
     left, padded = torch.cat([tokens[1:2, 6:], tokens[1:2, :6]], 1), torch.tensor([[0, 0, 0, 1, 1, 1, 1, 1, 1]])
@@ -203,14 +191,7 @@ def test_copies_and_files_are_equal_and_independent(method, tmp_path):
     attach(host.net, method, tokens=3, roles={}, example=((), {"input_ids": tokens}), seed=1, **options)
     for p in trainable(host.net).values():
         p.data.add_(0.3)
-    y = run(host, tokens)
-    for net in (copy.deepcopy(host.net), pickle.loads(pickle.dumps(host.net))):
-        with torch.no_grad():
-            assert torch.equal(net(tokens).logits, y)
-            for p in trainable(net).values():
-                p.zero_()
-            assert not torch.equal(net(tokens).logits, y)
-    assert torch.equal(run(host, tokens), y)
+    y = copies_are_equal_and_independent(host, tokens)
     save_adapter(host.net, tmp_path)
     other = build("llama", KV)
     load_adapter(other.net, tmp_path, example=((), {"input_ids": tokens}), roles={})

@@ -331,19 +331,3 @@ DEEP = BLOCKS | {"bert": kv_bert_deep, "listener": kv_listener, "wav2vec2": kv_w
 def build(name: str, zoo: dict | None = None) -> Ported:
     torch.manual_seed(0)
     return (zoo or ZOO)[name]()
-
-
-def run(host, *args, **kwargs):
-    with torch.no_grad():
-        return host.call(*args, **kwargs)
-
-
-def stepped(host, tokens: torch.Tensor, first: int = 7) -> torch.Tensor:
-    """Logits of a decoder that reads `first` tokens at once and the others one by one, over its cache."""
-    with torch.no_grad():
-        out = host.net(tokens[:, :first], use_cache=True)
-        logits, cache = [out.logits], out.cache if hasattr(out, "cache") else out.past_key_values
-        for step in range(first, tokens.shape[1]):
-            out = host.net(tokens[:, step : step + 1], use_cache=True, past_key_values=cache)
-            logits.append(out.logits)
-    return torch.cat(logits, 1)
