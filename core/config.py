@@ -204,7 +204,8 @@ def _budget(where: str, budget: Any, definition: Definition, options: Iterable[P
     found = []
     if not re.fullmatch(r"\s*\d[\d_]*(\.\d+)?(e\+?\d+)?\s*%?\s*", str(budget), re.IGNORECASE):
         found.append(Problem(where, _show(budget), "a count (50000, 1e5) or a share of the base (1%)"))
-    names = {p.name for p in options if p.type is int}
+    kind = float if definition.attributes.get("divides") else int
+    names = {p.name for p in options if p.type is kind}
     if definition.attributes.get("size") not in names:
         fix = "leave the budget out, or this method"
         found.append(Problem(where, f"{definition.name} has no size to solve", "a method with one", fix))

@@ -35,6 +35,8 @@ class Method(nn.Module):
     exempt: ClassVar[tuple[str, ...]] = ()
     # The option that `adapter.budget` solves for: a whole number, and more of it is more parameters.
     size: ClassVar[str] = "rank"
+    # That option is a number by which widths are divided instead, and more of it is fewer parameters.
+    divides: ClassVar[bool] = False
     # The role of the method's site, set by the binder before `join`: what sites of one role share is told apart by it.
     role: str = ""
     # What a data-driven start looks at, gathered over a few batches before training.

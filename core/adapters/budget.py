@@ -1,8 +1,9 @@
 """A method's size from a budget of parameters: `adapter.budget=1%` (of the base), `adapter.budget=50000`, `1e5`.
 
-Of all sizes (the option that the method names in `size`: rank, size, tokens, ...) the one is taken whose adapter is
-nearest to the budget. Nothing is estimated: the adapter of a size is built at the network's own sites, on the meta
-device, and counted. Heads are not part of it: a task has the same head under every method.
+Of all sizes (the option that the method names in `size`: rank, size, tokens, ...; a reduction of widths is the widest
+site's width over a whole number) the one is taken whose adapter is nearest to the budget. Nothing is estimated: the
+adapter of a size is built at the network's own sites, on the meta device, and counted. Heads are not part of it: a task
+has the same head under every method.
 
 ConfigError    a method without a size; a budget that no size meets to a tenth (the counts of the sizes below and above
                are named)
@@ -34,15 +35,14 @@ class Budget:
     asked: str
     wanted: int
     option: str
-    size: int
+    size: int | float
     parameters: int
 
     def __str__(self) -> str:
         count = "" if self.asked == str(self.wanted) else f" = {self.wanted:,}"
         used = f"{100 * self.parameters / self.wanted:.1f} %"
-        return (
-            f"budget  {self.asked}{count}: {self.option} {self.size} has {self.parameters:,}, {used} of it; head apart"
-        )
+        size = f"{self.option} {self.size:g}"
+        return f"budget  {self.asked}{count}: {size} has {self.parameters:,}, {used} of it; head apart"
 
 
 def wanted(budget: Any, base: int) -> int:
@@ -75,25 +75,31 @@ def solve(
 
     options   all of the method's; the one that is solved may have any value"""
     option = cls.size
-    if not option or type(options.get(option)) is not int:
+    if not option or type(options.get(option)) not in ((int, float) if cls.divides else (int,)):
         got = f"{label}, which has no size: {', '.join(options) or 'no options'}"
         raise ConfigError("adapter.budget", got, "a method with a rank, a size, a number of tokens", "leave it out")
     base = sum(p.numel() for key, p in network(model).named_parameters() if not key.startswith(f"{STATE}."))
     most = wanted(budget, base)
     found = sizes.places(model, cls, targets, roles, example)
 
+    widest = sizes.widest(model, cls, found, options) if cls.divides else 0
+
+    def value(size: int) -> int | float:
+        return widest / size if cls.divides else size
+
     @cache
     def count(size: int) -> int:
-        return sizes.count(model, cls, found, targets, roles, {**options, option: size})
+        return sizes.count(model, cls, found, targets, roles, {**options, option: value(size)})
 
-    size = nearest(count, most, option, budget)
-    return Budget(str(budget), most, option, size, count(size))
+    size = nearest(count, most, lambda size: f"{option} {value(size):g}", budget)
+    return Budget(str(budget), most, option, value(size), count(size))
 
 
-def nearest(count: Callable[[int], int], wanted: int, option: str, budget: Any) -> int:
+def nearest(count: Callable[[int], int], wanted: int, spelled: Callable[[int], str], budget: Any) -> int:
     """The size whose count is nearest to `wanted`; of two equally near the smaller one.
 
-    count   never falls, and raises PeftError where the method refuses a size"""
+    count   never falls, and raises PeftError where the method refuses a size
+    spelled   a size as messages name it"""
 
     def fits(size: int) -> int | None:
         try:
@@ -106,10 +112,10 @@ def nearest(count: Callable[[int], int], wanted: int, option: str, budget: Any) 
     found = [size for size in neighbours(fits, wanted) if size is not None]
     best = min(found, key=lambda size: abs(count(size) - wanted))
     if abs(count(best) - wanted) > FAR * wanted:
-        have = " and ".join(f"{option} {size} has {count(size):,}" for size in found)
+        have = " and ".join(f"{spelled(size)} has {count(size):,}" for size in found)
         fix = f"adapter.budget={' or '.join(str(count(size)) for size in found)}, or other targets"
-        spelled = budget if str(budget) == str(wanted) else f"{budget} = {wanted:,}"
-        raise ConfigError("adapter.budget", f"{spelled}, but {have}", f"within {FAR:.0%} of what a size has", fix)
+        asked = budget if str(budget) == str(wanted) else f"{budget} = {wanted:,}"
+        raise ConfigError("adapter.budget", f"{asked}, but {have}", f"within {FAR:.0%} of what a size has", fix)
     return best
 
 

@@ -79,6 +79,13 @@ def count(model: nn.Module, cls: type, found: list[Place], targets: Any, roles: 
     return _trained(built)
 
 
+def widest(model: nn.Module, cls: type, found: list[Place], options: dict) -> int:
+    """Channels of the widest output that an activation method would adapt."""
+    axes = getattr(model, "channel_axis", {})
+    with torch.device("meta"):
+        return max(choose.activation(cls, network(model), p.site, options, axes, p.shapes)[1] for p in found)
+
+
 def _refuse(cls: type, found: list[Place], options: dict) -> None:
     problems = []
     for place in found:

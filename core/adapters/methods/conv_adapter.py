@@ -38,7 +38,8 @@ class Geometry(NamedTuple):
 
 class ConvAdapter(ActivationMethod):
     targets = ("conv",)
-    size = ""  # more reduction is fewer parameters
+    size = "reduction"
+    divides = True
     reads_input = True
 
     def __init__(

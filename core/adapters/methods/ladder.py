@@ -24,7 +24,8 @@ TEMPERATURE = 0.1
 
 class Ladder(ActivationMethod):
     targets = ("block",)
-    size = ""  # more reduction is fewer parameters
+    size = "reduction"
+    divides = True
     reads_input = True
 
     def __init__(self, dim: int, input_dim: int, *, axis: int = -1, reduction: float = 8.0, expand: int = 4):

@@ -18,6 +18,8 @@ from core.adapters.bottleneck import along, projections
 
 class Pfeiffer(ActivationMethod):
     targets = ("mlp.out",)
+    size = "reduction"
+    divides = True
 
     def __init__(
         self,
