@@ -30,8 +30,6 @@ from torch import Tensor, nn
 from core.adapters import files
 from core.adapters.io import SavedHead, load_adapter, save_adapter
 from core.adapters.model import STATE, attach, detach, network, record, set_active, state_of
-from core.adapters.seam import stored
-from core.adapters.state import Adapter
 from core.errors import AdapterError, ConfigError, Problem, UnsupportedError, did_you_mean
 
 HOW = ("linear", "ties", "dare", "dare_ties", "hub")
@@ -135,7 +133,7 @@ def read(model: nn.Module, directory: str | Path, name: str = "_read") -> Read:
         deltas: Deltas = {}
         factors: dict[str, Any] | None = {}
         for bound in adapter.bound:
-            W, method = _matrix(model, adapter, bound), state.method(bound).eval()
+            W, method = state.base(network(model), bound), state.method(bound).eval()
             change = (method.weight(W) - W).float().cpu()
             deltas[bound.site.key] = deltas.get(bound.site.key, 0) + change
             plain = method.factors() if method.factors is not None and method.gain is None else None
@@ -148,12 +146,6 @@ def read(model: nn.Module, directory: str | Path, name: str = "_read") -> Read:
         return Read(content, deltas, factors, SavedHead(parts) if parts else None, faces == {"selection"})
     finally:
         detach(model, name)
-
-
-def _matrix(model: nn.Module, adapter: Adapter, bound) -> Tensor:
-    part = next(p for p in state_of(model).slots[bound.slot].parts if p.method == bound.method)
-    W = part.op.matrix(stored(network(model).get_submodule(bound.site.path), bound.site.parameter).detach())
-    return W if W.dtype == torch.float64 else W.float()
 
 
 # The command ---------------------------------------------------------------------------------------------------------
@@ -282,7 +274,7 @@ def _write(model, found: list[Read], total: Deltas, out, how, weights, rank, hea
         for bound in adapter.bound:
             D, own = total[bound.site.key], state.method(bound)
             if found[0].selection:
-                own.value.copy_(_matrix(model, adapter, bound) + D.to(own.value))
+                own.value.copy_(state.base(network(model), bound) + D.to(own.value))
                 lost[bound.key] = 0.0, float(D.norm())
             elif cut:
                 B, A = low_rank(D, len(own.A))

@@ -12,6 +12,7 @@ from torch import nn
 from core.adapters import choose
 from core.adapters.base import ActivationMethod, Method
 from core.adapters.hosts import op_for
+from core.adapters.op import precise
 from core.adapters.seam import ADAPTERS, original, stored, switch, unswitch
 from core.adapters.sites import Site
 from core.adapters.state import Adapter, Bound, Part, Slot, State
@@ -172,7 +173,7 @@ def bind_weight(state: State, net: nn.Module, adapter: Adapter, cls, sites: list
                 )
             )
             continue
-        method = cls(W.float() if W.dtype != torch.float64 else W, **options).to(W.device)
+        method = cls(precise(W), **options).to(W.device)
         install(state, net, adapter, site, kind, why, method, op, tuple(W.shape))
     shapes = [bound.shape for bound in adapter.bound]
     if shapes and not problems and (reason := cls.refuses_all(shapes, adapter.options)):

@@ -104,8 +104,7 @@ def _gradients(model, state: State, net, pairs: list[Pair], batches, loss) -> li
 
     try:
         for i, (bound, _) in enumerate(pairs):
-            W = _op(state, bound).matrix(stored(net.get_submodule(bound.site.path), bound.site.parameter).detach())
-            whole = _Whole(W if W.dtype == torch.float64 else W.float())
+            whole = _Whole(state.base(net, bound))
             whole.value.register_post_accumulate_grad_hook(keep(i))
             state.slots[bound.slot].methods[bound.method] = whole
             values.append(whole.value)
@@ -141,13 +140,13 @@ def _inputs(model, state: State, net, pairs: list[Pair], batches, loss) -> list[
     hosts: dict[str, list[int]] = {}
     reads = _Reads()
     for i, (bound, _) in enumerate(pairs):
-        op = _op(state, bound)
+        op = state.part(bound).op
         if op.kind != "tensor":
             hosts.setdefault(bound.site.path, []).append(i)
         if bound.path == "weight" and (op.kind == "tensor" or op.linear):
             W = stored(net.get_submodule(bound.site.path), bound.site.parameter)
             reads.watch(W, op, lambda x, i=i: add(by_read, i, x.T @ x))
-    pre = [(net.get_submodule(path), hook(sites, _op(state, pairs[sites[0]][0]), pairs[sites[0]][0].shape[1]))
+    pre = [(net.get_submodule(path), hook(sites, state.part(pairs[sites[0]][0]).op, pairs[sites[0]][0].shape[1]))
            for path, sites in hosts.items()]  # fmt: skip
     parts = {bound.slot: list(state.slots[bound.slot].parts) for bound, _ in pairs}
     handles = [host.register_forward_pre_hook(run, with_kwargs=True) for host, run in pre]
@@ -225,10 +224,6 @@ class _Reads(TorchDispatchMode):
 
 
 # What both share -----------------------------------------------------------------------------------------------------
-
-
-def _op(state: State, bound: Bound) -> Op:
-    return next(part.op for part in state.slots[bound.slot].parts if part.method == bound.method)
 
 
 def _all_seen(pairs: list[Pair], seen: list[Tensor | None], why: str, instead: str) -> None:

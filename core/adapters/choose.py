@@ -92,20 +92,10 @@ def measure(example: Callable, net: nn.Module, sites: list[Site]) -> dict[str, t
     """module path -> shapes of its first input and of its (first) output on the example."""
     shapes: dict[str, tuple[torch.Size, torch.Size]] = {}
 
-    def note(path):
-        def hook(module, args, kwargs, out):
-            shapes[path] = first_tensor(args, kwargs).shape, (out[0] if isinstance(out, (tuple, list)) else out).shape
+    def note(path, args, kwargs, out):
+        shapes[path] = first_tensor(args, kwargs).shape, (out[0] if isinstance(out, (tuple, list)) else out).shape
 
-        return net.get_submodule(path).register_forward_hook(hook, with_kwargs=True)
-
-    handles = [note(path) for path in {site.path for site in sites}]
-    try:
-        with probe.pristine(example.model), torch.no_grad():
-            example.model.eval()
-            example()
-    finally:
-        for handle in handles:
-            handle.remove()
+    probe.calls(net, {site.path for site in sites}, example, note)
     if missing := [site for site in sites if site.path not in shapes]:
         raise DeadSiteError(
             problems=[

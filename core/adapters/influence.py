@@ -14,6 +14,7 @@ from torch.func import functional_call
 
 from core.adapters import probe
 from core.adapters.hosts import stock_forward
+from core.adapters.op import precise
 from core.adapters.seam import original
 from core.adapters.state import Adapter, State
 from core.errors import Problem, UnsupportedError
@@ -43,25 +44,15 @@ def check(state: State, net: nn.Module, adapter: Adapter, example: Callable) -> 
 
 
 def _calls(net: nn.Module, paths: set[str], example: Callable) -> dict[str, tuple[tuple, dict, Tensor]]:
-    """path -> (args, kwargs, output) of one call of the module there."""
+    """path -> (args, kwargs, output) of the last call of the module there."""
     found: dict[str, tuple] = {}
 
-    def note(path):
-        def hook(module, args, kwargs, out):
-            if isinstance(out, Tensor):
-                found[path] = args, kwargs, out
+    def note(path, args, kwargs, out):
+        if isinstance(out, Tensor):
+            found[path] = args, kwargs, out
 
-        return net.get_submodule(path).register_forward_hook(hook, with_kwargs=True)
-
-    handles = [note(path) for path in sorted(paths)]
-    try:
-        if handles:
-            with probe.pristine(example.model), torch.no_grad():
-                example.model.eval()
-                example()
-    finally:
-        for handle in handles:
-            handle.remove()
+    if paths:
+        probe.calls(net, paths, example, note)
     return found
 
 
@@ -69,8 +60,8 @@ def _calls(net: nn.Module, paths: set[str], example: Callable) -> dict[str, tupl
 def _cancelled(state: State, bound, host: nn.Module, args: tuple, kwargs: dict, y: Tensor) -> str:
     """Names of the tensors that change W and not the output; "" where there are none."""
     method, W, dead = state.method(bound), host._parameters["weight"], []
-    op = next(p.op for p in state.slots[bound.slot].parts if p.method == bound.method)
-    M = op.matrix(W if W.dtype == torch.float64 else W.float())
+    op = state.part(bound).op
+    M = precise(op.matrix(W))
     start = method.weight(M)
     generator = torch.Generator().manual_seed(0)
     for name, p in method.named_parameters():

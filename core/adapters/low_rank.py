@@ -1,4 +1,5 @@
-"""What methods of a low-rank change share: the output form that follows from `factors`, and starts taken from W.
+"""What methods with a rank share: which ranks have a meaning, the output form that follows from `factors`, and starts
+taken from W.
 
 Starts away from zero are written as an offset, W' = W + s (B A - B0 A0) with A0, B0 frozen copies of the start: the
 base stays what it is. The offset is computed as B (A - A0) + (B - B0) A0, which is zero to the bit at the start.
@@ -14,7 +15,20 @@ from core.adapters.base import Factors, WeightMethod
 OVER = 8  # directions beside the wanted ones in power iterations: without them the last ones converge slowly
 
 
-class LowRankMethod(WeightMethod):
+class RankedMethod(WeightMethod):
+    """Methods whose rank is at most a matrix's own, with or without dropout on the input of the change."""
+
+    @classmethod
+    def refuses(cls, host, shape, options):
+        return refuses_rank(options["rank"]) or refuses_dropout(host, options.get("dropout", 0.0))
+
+    @classmethod
+    def refuses_all(cls, shapes, options):
+        most = max(min(shape) for shape in shapes)
+        return "" if options["rank"] <= most else f"rank {options['rank']} is larger than every layer: 1 to {most}"
+
+
+class LowRankMethod(RankedMethod):
     """Subclasses write `weight` and `factors`."""
 
     def factors(self) -> Factors:
@@ -56,6 +70,22 @@ def leading(W: Tensor, rank: int, niter: int) -> tuple[Tensor, Tensor, Tensor]:
     else:
         U, S, Vt = torch.linalg.svd(W, full_matrices=False)
     return U[:, :rank], S[:rank], Vt[:rank]
+
+
+def room(W: Tensor, rank: int) -> int:
+    """The rank that a matrix has room for: one preset serves a network's first convolution (one input channel) too."""
+    return min(rank, *W.shape)
+
+
+def refuses_rank(rank: int) -> str:
+    return "" if rank >= 1 else f"rank {rank}: 1 or more"
+
+
+def refuses_dropout(host: str, p: float) -> str:
+    if not 0 <= p < 1:
+        return f"dropout {p}: a probability, 0 <= p < 1"
+    lookup = host in ("Embedding", "tensor")
+    return f"dropout {p} on {host}: the change has no input that could be dropped" if p and lookup else ""
 
 
 def refuses_power(niter: int) -> str:

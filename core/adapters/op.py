@@ -51,6 +51,11 @@ class Rows:
         return tensor.index_copy(axis, self.index(tensor.device), part.to(tensor.dtype))
 
 
+def precise(M: Tensor) -> Tensor:
+    """At least fp32: what a method's `weight` gets."""
+    return M if M.dtype == torch.float64 else M.float()
+
+
 class Op:
     """One host tensor's matrix view. `axis` is the channel axis of the host's output."""
 

@@ -139,6 +139,25 @@ def in_modes(model: nn.Module, run: Callable[[str], None]) -> None:
                 run(mode)
 
 
+def calls(
+    net: nn.Module, paths: Iterable[str], example: Callable, note: Callable[[str, tuple, dict, Any], None]
+) -> None:
+    """One pass in eval without gradients; note(path, args, kwargs, output) at every call of a module at `paths`."""
+    handles = [
+        net.get_submodule(path).register_forward_hook(
+            lambda module, args, kwargs, out, path=path: note(path, args, kwargs, out), with_kwargs=True
+        )
+        for path in paths
+    ]
+    try:
+        with pristine(example.model), torch.no_grad():
+            example.model.eval()
+            example()
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
 def watch(model: nn.Module, tensors: list[Tensor], example: Callable) -> dict[int, dict[str, set]]:
     """tensor id -> mode -> modules that use the tensor there. A tensor that is used nowhere has no entry."""
     found: dict[int, dict[str, set]] = defaultdict(dict)

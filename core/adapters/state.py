@@ -19,8 +19,9 @@ from core.adapters.base import Method, WeightMethod
 from core.adapters.call import InWeightSpace, LowRank, compute_dtype, rescaled, spread, without_autocast
 from core.adapters.conv_call import LowRankConvolution, thin_pays
 from core.adapters.conv_op import ConvOp
-from core.adapters.op import Op, Rows
+from core.adapters.op import Op, Rows, precise
 from core.adapters.orders import apart, factors_of, form, inputs, pieces
+from core.adapters.seam import stored
 from core.adapters.sites import Site
 from core.errors import ConfigError
 
@@ -152,7 +153,7 @@ class Slot(nn.Module):
 
     def matrix(self, W: Tensor, acting: list[tuple[Part, float]]) -> Tensor:
         """The host's full matrix with every acting change in place: W + sum_i w_i (f_i(W) - W), fp32."""
-        full = _exact(acting[0][0].op.full(W))
+        full = precise(acting[0][0].op.full(W))
         if self.exact(acting):
             rows = tuple(part.op.rows for part, _ in acting)
             cut = pieces(rows, len(full))
@@ -287,7 +288,7 @@ def _low_rank(
 ) -> Tensor:
     """The product with every low-rank change in place, then each output times its gain."""
     low = [(op, f, w) for op, f, w in zip(ops, factors, weights, strict=True) if f is not None]
-    gains = [(op, m.gain(_exact(op.matrix(W)))) for op, m in zip(ops, methods, strict=True) if m.gain is not None]
+    gains = [(op, m.gain(precise(op.matrix(W)))) for op, m in zip(ops, methods, strict=True) if m.gain is not None]
     inner_bias = None if gains else b
     if low:
         scales, drops = [f.scale * w for _, f, w in low], [f.dropout for _, f, _ in low]
@@ -325,11 +326,6 @@ def _convolved(x: Tensor, W: Tensor, b: Tensor | None, acting, methods) -> Tenso
         return None
     with without_autocast(x):
         return LowRankConvolution.apply(x, W, b, op, f.scale * weight, f.dropout, compute_dtype(x, W), f.A, f.B)
-
-
-def _exact(M: Tensor) -> Tensor:
-    """At least fp32: what a method's `weight` gets."""
-    return M if M.dtype == torch.float64 else M.float()
 
 
 def _whole(op: Op) -> Op:
@@ -382,6 +378,14 @@ class State(nn.Module):
 
     def method(self, bound: Bound) -> Method:
         return self.slots[bound.slot].methods[bound.method]
+
+    def part(self, bound: Bound) -> Part:
+        return next(part for part in self.slots[bound.slot].parts if part.method == bound.method)
+
+    def base(self, net: nn.Module, bound: Bound) -> Tensor:
+        """(out, in) at least fp32: the base's own matrix at a site, without a gradient."""
+        stays = stored(net.get_submodule(bound.site.path), bound.site.parameter)
+        return precise(self.part(bound).op.matrix(stays.detach()))
 
     def tensors(self, adapter: Adapter) -> Iterator[tuple[Bound, str, Tensor]]:
         """(site, name in its method, parameter or persistent buffer) of one adapter's sites. What several sites share

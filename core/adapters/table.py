@@ -158,7 +158,7 @@ def summary(model: nn.Module, name: str | None = None) -> Summary:
 
 def _row(state: State, net: nn.Module, adapter: str, method: str, b: Bound) -> Row:
     order, slot = "", state.slots[b.slot]
-    part = next(part for part in slot.parts if part.method == b.method)
+    part = state.part(b)
     if part.op is not None:
         W = stored(net.get_submodule(b.site.path), b.site.parameter)
         order = orders.describe(part.op, slot.methods[b.method], b.path, tuple(part.op.full(W).shape))

@@ -19,8 +19,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from core.adapters.base import Factors
-from core.adapters.low_rank import LowRankMethod
-from core.adapters.methods.lora import refuses_excess, refuses_rank, room
+from core.adapters.low_rank import LowRankMethod, room
 from core.adapters.peft_form import LINEAR, PeftForm, capped
 
 TRAINED = ("P", "l", "Q")
@@ -114,11 +113,7 @@ class AdaLoRA(LowRankMethod):
         if not (0 < options["beta"] < 1 and options["every"] >= 1 and options["gamma"] >= 0):
             given = ", ".join(f"{name} {options[name]}" for name in ("beta", "every", "gamma"))
             return f"{given}: 0 < beta < 1, every 1 or more, gamma 0 or more"
-        return refuses_rank(options["rank"])
-
-    @classmethod
-    def refuses_all(cls, shapes, options):
-        return refuses_excess(shapes, options["rank"])
+        return super().refuses(host, shape, options)
 
 
 def budget(step: int, start: int, end: int, total: int, last: int) -> int:

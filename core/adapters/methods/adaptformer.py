@@ -13,7 +13,7 @@ from torch import nn
 
 from core.adapters.base import ActivationMethod
 from core.adapters.bottleneck import along, projections, refuses_change
-from core.adapters.methods.lora import refuses_dropout
+from core.adapters.low_rank import refuses_dropout
 
 
 class AdaptFormer(ActivationMethod):

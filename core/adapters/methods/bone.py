@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from core.adapters.base import WeightMethod
-from core.adapters.methods.lora import refuses_rank
+from core.adapters.low_rank import refuses_rank
 from core.adapters.peft_form import PeftForm
 
 

@@ -16,8 +16,7 @@ import torch
 from torch import nn
 
 from core.adapters.base import kaiming
-from core.adapters.low_rank import OffsetMethod, offset, refuses_sign
-from core.adapters.methods.lora import refuses_excess, refuses_rank, room
+from core.adapters.low_rank import OffsetMethod, offset, refuses_sign, room
 from core.adapters.peft_form import PeftForm, lora_form
 
 SHORTEST = 1e-4  # |a_k| and |b_k| count as this much at least
@@ -42,11 +41,7 @@ class DeLoRA(OffsetMethod):
 
     @classmethod
     def refuses(cls, host, shape, options):
-        return refuses_rank(options["rank"]) or refuses_sign("lambda_initial", options["lambda_initial"])
-
-    @classmethod
-    def refuses_all(cls, shapes, options):
-        return refuses_excess(shapes, options["rank"])
+        return super().refuses(host, shape, options) or refuses_sign("lambda_initial", options["lambda_initial"])
 
 
 def unit(M, axis: int):

@@ -12,13 +12,13 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from core.adapters.base import Factors, WeightMethod, kaiming
+from core.adapters.base import Factors, kaiming
 from core.adapters.dropout import dropped_down, quantised
-from core.adapters.methods.lora import refuses_dropout, refuses_excess, refuses_rank, room
+from core.adapters.low_rank import RankedMethod, room
 from core.adapters.peft_form import lora_form
 
 
-class DoRA(WeightMethod):
+class DoRA(RankedMethod):
     targets = ("attn.q", "attn.v")
     peft = lora_form(magnitude=True)
 
@@ -56,11 +56,3 @@ class DoRA(WeightMethod):
 
     def needs_output(self):
         return self.training and self.dropout > 0
-
-    @classmethod
-    def refuses(cls, host, shape, options):
-        return refuses_rank(options["rank"]) or refuses_dropout(host, options["dropout"])
-
-    @classmethod
-    def refuses_all(cls, shapes, options):
-        return refuses_excess(shapes, options["rank"])

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import torch
 
-from core.adapters.methods.lora import LoRA, refuses_dropout, refuses_rank
+from core.adapters.methods.lora import LoRA
 
 
 class EVA(LoRA):
@@ -48,7 +48,7 @@ class EVA(LoRA):
             return "EVA starts from the directions of a layer's inputs, and a lookup's are single entries: use lora"
         if options["rho"] < 1:
             return f"rho {options['rho']}: 1 or more; 1 keeps the rank of every layer"
-        return refuses_rank(options["rank"]) or refuses_dropout(host, options["dropout"])
+        return super().refuses(host, shape, options)
 
 
 def ranks(shares: list[torch.Tensor], budget: int) -> list[int]:

@@ -11,12 +11,12 @@ from __future__ import annotations
 
 from torch import nn
 
-from core.adapters.base import WeightMethod, kaiming
-from core.adapters.methods.lora import refuses_excess, refuses_rank, room
+from core.adapters.base import kaiming
+from core.adapters.low_rank import RankedMethod, room
 from core.adapters.peft_form import CONVOLUTIONS, LINEAR, PeftForm, capped
 
 
-class HiRA(WeightMethod):
+class HiRA(RankedMethod):
     peft = PeftForm(
         "HIRA", {"hira_A": "A.k", "hira_B": "B.1"}, keys={"r": "rank"}, hosts=(*LINEAR, *CONVOLUTIONS), refuses=capped
     )
@@ -34,8 +34,4 @@ class HiRA(WeightMethod):
     def refuses(cls, host, shape, options):
         if host == "Embedding":
             return f"B A would be as large as the table, {shape[1]} x {shape[0]}, at every step: use lora"
-        return refuses_rank(options["rank"])
-
-    @classmethod
-    def refuses_all(cls, shapes, options):
-        return refuses_excess(shapes, options["rank"])
+        return super().refuses(host, shape, options)

@@ -14,12 +14,11 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from core.adapters.base import WeightMethod
-from core.adapters.methods.lora import refuses_excess, refuses_rank, room
+from core.adapters.low_rank import RankedMethod, room
 from core.adapters.peft_form import PeftForm, capped
 
 
-class LoHa(WeightMethod):
+class LoHa(RankedMethod):
     peft = PeftForm(
         "LOHA",
         {"hada_w1_a": "B1", "hada_w1_b": "A1", "hada_w2_a": "B2", "hada_w2_b": "A2"},
@@ -45,8 +44,4 @@ class LoHa(WeightMethod):
     def refuses(cls, host, shape, options):
         if host == "Embedding":
             return f"the change would be as large as the table, {shape[1]} x {shape[0]}, at every step: use lora"
-        return refuses_rank(options["rank"])
-
-    @classmethod
-    def refuses_all(cls, shapes, options):
-        return refuses_excess(shapes, options["rank"])
+        return super().refuses(host, shape, options)

@@ -19,7 +19,7 @@ from torch.autograd.function import once_differentiable
 
 from core.adapters.base import WeightMethod, kaiming
 from core.adapters.call import without_autocast
-from core.adapters.methods.lora import refuses_rank
+from core.adapters.low_rank import refuses_rank
 from core.adapters.peft_form import PeftForm
 
 

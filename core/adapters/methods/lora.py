@@ -13,12 +13,13 @@ from typing import Literal
 
 from torch import nn
 
-from core.adapters.base import Factors, WeightMethod, kaiming
+from core.adapters.base import Factors, kaiming
 from core.adapters.dropout import dropped_down, quantised
+from core.adapters.low_rank import RankedMethod, room
 from core.adapters.peft_form import lora_form
 
 
-class LoRA(WeightMethod):
+class LoRA(RankedMethod):
     targets = ("attn.q", "attn.v")
     peft = lora_form()
 
@@ -50,32 +51,3 @@ class LoRA(WeightMethod):
 
     def needs_output(self):
         return self.training and self.dropout > 0
-
-    @classmethod
-    def refuses(cls, host, shape, options):
-        return refuses_rank(options["rank"]) or refuses_dropout(host, options["dropout"])
-
-    @classmethod
-    def refuses_all(cls, shapes, options):
-        return refuses_excess(shapes, options["rank"])
-
-
-def room(W, rank: int) -> int:
-    """The rank that a matrix has room for: one preset serves a network's first convolution (one input channel) too."""
-    return min(rank, *W.shape)
-
-
-def refuses_excess(shapes: list[tuple[int, int]], rank: int) -> str:
-    most = max(min(shape) for shape in shapes)
-    return "" if rank <= most else f"rank {rank} is larger than every layer: 1 to {most}"
-
-
-def refuses_rank(rank: int) -> str:
-    return "" if rank >= 1 else f"rank {rank}: 1 or more"
-
-
-def refuses_dropout(host: str, p: float) -> str:
-    if not 0 <= p < 1:
-        return f"dropout {p}: a probability, 0 <= p < 1"
-    lookup = host in ("Embedding", "tensor")
-    return f"dropout {p} on {host}: the change has no input that could be dropped" if p and lookup else ""

@@ -12,8 +12,7 @@ from __future__ import annotations
 from torch import nn
 
 from core.adapters.base import Factors, kaiming
-from core.adapters.low_rank import LowRankMethod
-from core.adapters.methods.lora import refuses_excess, refuses_rank, room
+from core.adapters.low_rank import LowRankMethod, room
 
 
 class LoRAFA(LowRankMethod):
@@ -34,8 +33,4 @@ class LoRAFA(LowRankMethod):
     def refuses(cls, host, shape, options):
         if host == "Embedding":
             return "a lookup keeps no input, so that freezing A saves nothing: use lora"
-        return refuses_rank(options["rank"])
-
-    @classmethod
-    def refuses_all(cls, shapes, options):
-        return refuses_excess(shapes, options["rank"])
+        return super().refuses(host, shape, options)

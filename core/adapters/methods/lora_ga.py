@@ -15,8 +15,7 @@ from __future__ import annotations
 import torch
 
 from core.adapters.base import kaiming
-from core.adapters.low_rank import OffsetMethod
-from core.adapters.methods.lora import refuses_excess, refuses_rank, room
+from core.adapters.low_rank import OffsetMethod, room
 
 
 class LoRAGA(OffsetMethod):
@@ -44,8 +43,4 @@ class LoRAGA(OffsetMethod):
     def refuses(cls, host, shape, options):
         if not options["gamma"] > 0:
             return f"gamma {options['gamma']}: a positive number"
-        return refuses_rank(options["rank"])
-
-    @classmethod
-    def refuses_all(cls, shapes, options):
-        return refuses_excess(shapes, options["rank"])
+        return super().refuses(host, shape, options)

@@ -14,8 +14,7 @@ from __future__ import annotations
 from torch import nn
 
 from core.adapters.base import Factors
-from core.adapters.low_rank import LowRankMethod, leading, refuses_power
-from core.adapters.methods.lora import refuses_excess, refuses_rank, room
+from core.adapters.low_rank import LowRankMethod, leading, refuses_power, room
 
 
 class LoRAXS(LowRankMethod):
@@ -38,8 +37,4 @@ class LoRAXS(LowRankMethod):
     def refuses(cls, host, shape, options):
         if host == "Embedding":
             return f"V would be {options['rank']} frozen numbers for each of {shape[1]} entries: use lora"
-        return refuses_rank(options["rank"]) or refuses_power(options["niter"])
-
-    @classmethod
-    def refuses_all(cls, shapes, options):
-        return refuses_excess(shapes, options["rank"])
+        return super().refuses(host, shape, options) or refuses_power(options["niter"])

@@ -12,8 +12,7 @@ from __future__ import annotations
 
 import torch
 
-from core.adapters.low_rank import OffsetMethod
-from core.adapters.methods.lora import refuses_excess, refuses_rank, room
+from core.adapters.low_rank import OffsetMethod, room
 
 
 class OLoRA(OffsetMethod):
@@ -22,11 +21,3 @@ class OLoRA(OffsetMethod):
         rows = room(W, rank)
         Q, R = torch.linalg.qr(W.detach())
         self.begin(R[:rows].clone(), Q[:, :rows].clone(), alpha / rank)
-
-    @classmethod
-    def refuses(cls, host, shape, options):
-        return refuses_rank(options["rank"])
-
-    @classmethod
-    def refuses_all(cls, shapes, options):
-        return refuses_excess(shapes, options["rank"])

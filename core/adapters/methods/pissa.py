@@ -11,8 +11,7 @@ Shapes      W (out, in)   A, A0 (r, in)   B, B0 (out, r)
 
 from __future__ import annotations
 
-from core.adapters.low_rank import OffsetMethod, leading, refuses_power, refuses_sign
-from core.adapters.methods.lora import refuses_excess, refuses_rank, room
+from core.adapters.low_rank import OffsetMethod, leading, refuses_power, refuses_sign, room
 
 
 class PiSSA(OffsetMethod):
@@ -24,9 +23,5 @@ class PiSSA(OffsetMethod):
 
     @classmethod
     def refuses(cls, host, shape, options):
-        wrong = refuses_rank(options["rank"]) or refuses_power(options["niter"])
+        wrong = super().refuses(host, shape, options) or refuses_power(options["niter"])
         return wrong or refuses_sign("alpha", options["alpha"])
-
-    @classmethod
-    def refuses_all(cls, shapes, options):
-        return refuses_excess(shapes, options["rank"])

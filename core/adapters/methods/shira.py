@@ -15,13 +15,12 @@ from typing import Literal
 import torch
 from torch import nn
 
-from core.adapters.base import WeightMethod
-from core.adapters.methods.lora import refuses_excess, refuses_rank
+from core.adapters.low_rank import RankedMethod
 from core.adapters.peft_form import PeftForm
 from core.adapters.projection import Seeded, generator
 
 
-class SHiRA(WeightMethod, Seeded):
+class SHiRA(RankedMethod, Seeded):
     def __init__(
         self,
         W,
@@ -43,14 +42,6 @@ class SHiRA(WeightMethod, Seeded):
 
     def weight(self, W):
         return W.flatten().index_add(0, self.places, self.v).view(W.shape)
-
-    @classmethod
-    def refuses(cls, host, shape, options):
-        return refuses_rank(options["rank"])
-
-    @classmethod
-    def refuses_all(cls, shapes, options):
-        return refuses_excess(shapes, options["rank"])
 
 
 def scattered(numel: int, count: int, seed: int):

@@ -14,7 +14,6 @@ from torch import nn
 
 from core.adapters.base import Factors
 from core.adapters.low_rank import LowRankMethod
-from core.adapters.methods.lora import refuses_rank
 from core.adapters.peft_form import LINEAR, PeftForm
 from core.adapters.projection import Seeded, cut, generator, he_uniform, largest, refuses_shape, unlike
 
@@ -44,7 +43,11 @@ class VeRA(LowRankMethod, Seeded):
     def refuses(cls, host, shape, options):
         if host == "Embedding":
             return f"A would be {options['rank']} random numbers for each of {shape[1]} entries: use lora"
-        return refuses_rank(options["rank"]) or refuses_shape(shape, options["projection_shape"])
+        return super().refuses(host, shape, options) or refuses_shape(shape, options["projection_shape"])
+
+    @classmethod
+    def refuses_all(cls, shapes, options):
+        return ""  # A and B are random: a rank larger than every layer has its meaning
 
 
 def pair(out: int, columns: int, rank: int, seed: int, shape: tuple[int, int] | None):
