@@ -18,12 +18,14 @@ from core.errors import ConfigError
 class Factors(NamedTuple):
     """A low-rank change: weight(W) == W + scale * B @ A, to rounding.  A (rank, in)   B (out, rank)
 
-    dropout   probability, in steps of 1/256, on the input of the change; 0 where it is not active"""
+    dropout   probability, in steps of 1/256, on the input of the change; 0 where it is not active
+    down      x (..., in) -> x A^T (..., rank), where a frozen A has a form that is cheaper than the product"""
 
     A: Tensor
     B: Tensor
     scale: float
     dropout: float = 0.0
+    down: Callable[[Tensor], Tensor] | None = None
 
 
 class Method(nn.Module):
@@ -93,6 +95,11 @@ class WeightMethod(Method):
     def into(self, x: Tensor) -> Tensor | None:
         """x' (..., in) with W x' == weight(W) x, where the change acts on the input alone and moving N rows of input is
         cheaper than the dense gradient of W'; else None."""
+        return None
+
+    def turn(self) -> Tensor | None:
+        """(n, b, b) orthogonal blocks R with into(x) == x blockdiag(R), where there are any: W R^T, made once, is then
+        cheaper than turning many rows of input."""
         return None
 
     def needs_output(self) -> bool:

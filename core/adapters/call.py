@@ -57,12 +57,12 @@ def rescaled(y: Tensor, b: Tensor | None, ops, methods) -> Tensor:
 
 class LowRank(torch.autograd.Function):
     """y = x (W + sum_j s_j B_j A_j)^T + b, each change on its own rows.  x (..., in)   W as the host stores it
-    With dropout p_j the change sees x * mask_j / (1 - p_j).
+    With dropout p_j the change sees x * mask_j / (1 - p_j). downs[j], where given, is x -> x A_j^T of a frozen A_j.
 
     Thin products keep (rank, .) first: on CPU `x.T @ h` costs up to six times what `h.T @ x` costs."""
 
     @staticmethod
-    def forward(ctx, x, W, b, ops, scales, drops, dtype, *factors):
+    def forward(ctx, x, W, b, ops, scales, drops, downs, dtype, *factors):
         x2 = x.reshape(-1, x.shape[-1]).to(dtype)
         M = ops[0].full(W)
         ctx.order = "factored" if any(drops) else order_of(len(x2), *M.shape)
@@ -74,20 +74,17 @@ class LowRank(torch.autograd.Function):
         # Without a gradient of any A the products h are enough, as long as they are the smaller ones.
         ctx.lean = not any(need_A) and sum(len(A) for A in factors[::2]) < x2.shape[1]
         merged = ctx.order == "merged"
-        product = (_merged(M, ops, scales, factors) if merged else M).to(dtype).T
-        # Written into a tensor of the final shape: a view could not be changed in place by the network (fair-esm does).
-        y = x2.new_empty(*x.shape[:-1], product.shape[1])
-        y2 = y.view(-1, product.shape[1])
-        if b is None:
-            torch.mm(x2, product, out=y2)
-        else:
-            torch.addmm(b.to(dtype), x2, product, out=y2)
-        kept = []
-        for (op, scale, A, B), mask, wanted in zip(_parts(ops, scales, factors), masks, need_B, strict=True):
+        y = product(x.to(dtype), (_merged(M, ops, scales, factors) if merged else M).to(dtype), b)
+        y2, kept = y.view(-1, y.shape[-1]), []
+        parts = zip(_parts(ops, scales, factors), masks, downs, need_B, strict=True)
+        for (op, scale, A, B), mask, down, wanted in parts:
             keep = ctx.lean and wanted
             if not merged or keep:
                 A_ = A.to(dtype)
-                h = F.linear(x2, A_) if mask is None else masked_product(x2, mask, A_)
+                if mask is not None:
+                    h = masked_product(x2, mask, A_)
+                else:
+                    h = F.linear(x2, A_) if down is None else down(x2)
                 if not merged:
                     _add(y2, op, h, B.to(dtype).T, scale)
             kept.append(h if keep else None)
@@ -134,12 +131,24 @@ class LowRank(torch.autograd.Function):
             grads.append((h @ part).to(B.dtype).mul_(scale).T if need_B else None)
         db = g2.sum(0) if ctx.has_bias and need[2] else None
         dx = None if dx is None else dx.view(ctx.shape).to(ctx.x_dtype)
-        return (dx, None, db, None, None, None, None, *grads)
+        return (dx, None, db, None, None, None, None, None, *grads)
+
+
+def product(x: Tensor, M: Tensor, b: Tensor | None) -> Tensor:
+    """x M^T + b, written into a tensor of the final shape: a view could not be changed in place by the network
+    (fair-esm does)."""
+    x2, y = x.reshape(-1, x.shape[-1]), x.new_empty(*x.shape[:-1], len(M))
+    y2 = y.view(-1, len(M))
+    if b is None:
+        torch.mm(x2, M.T, out=y2)
+    else:
+        torch.addmm(b.to(x.dtype), x2, M.T, out=y2)
+    return y
 
 
 def _needed(ctx) -> tuple[tuple[bool, ...], tuple[bool, ...]]:
     """(which A, which B) want a gradient."""
-    return ctx.needs_input_grad[7::2], ctx.needs_input_grad[8::2]
+    return ctx.needs_input_grad[8::2], ctx.needs_input_grad[9::2]
 
 
 def _parts(ops, scales, factors):

@@ -35,7 +35,7 @@ class LowRankMethod(RankedMethod):
         raise NotImplementedError
 
     def output(self, x, y, op, W, b):
-        A, B, scale, _ = self.factors()
+        A, B, scale, *_ = self.factors()
         return y + op.up(op.down(x, A), scale * B)
 
 
@@ -49,7 +49,7 @@ class OffsetMethod(LowRankMethod):
         self.A, self.B = nn.Parameter(A0.clone()), nn.Parameter(B0.clone())
 
     def weight(self, W):
-        A, B, scale, _ = self.factors()
+        A, B, scale, *_ = self.factors()
         return W + scale * B @ A
 
     def factors(self):

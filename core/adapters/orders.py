@@ -2,8 +2,10 @@
 
 N rows of input, a matrix (o, i), changes of rank r:
 
-    input      the change acts on the input alone (`into`)    the host on x'; a fused host piece by piece; then times
-                                                              a factor per output, where there is one (`rescale`)
+    turned     blocks turn the input (`turn`), N > o          W' = W R^T once, R's gradient from x and dx
+    input      the change acts on the input alone (`into`)    the host on x'; a fused host piece by piece
+                                                              (both times a factor per output where there is one,
+                                                              `rescale`)
     merged     low rank, N > 2 o i / (o + i)                  W + s B A once, thin gradients, built again in backward
     factored   low rank, fewer rows; or dropout               W x, then s B (A x) added in place
     scaled     a factor per output (`gain`), alone or after   each output times its gain
@@ -14,8 +16,8 @@ N rows of input, a matrix (o, i), changes of rank r:
     weight     any other change; a rank so high that the      W' once, dense dW' pulled back through `weight`
                dense gradient is cheaper: o i < 2 r (o + i)
 
-`input`, `scaled` and `output` hold where every change has its full weight and rows of its own; sums of changes on the
-same rows are merged, factored or weight. What each order keeps: docs/design.md.
+`turned`, `input`, `scaled` and `output` hold where every change has its full weight and rows of its own; sums of
+changes on the same rows are merged, factored or weight. What each order keeps: docs/design.md.
 """
 
 from __future__ import annotations
@@ -72,9 +74,26 @@ def pieces(rows: tuple[Rows | None, ...], out: int) -> tuple[tuple[int, int, int
     return tuple(found + ([(at, out - at, None)] if at < out else []))
 
 
+def _in_ranges(ops: list[Op], exact: bool) -> bool:
+    return exact and ops[0].linear and not any(op.rows is not None and op.rows.groups > 1 for op in ops)
+
+
+def turns(ops: list[Op], methods: list, x: Tensor, out: int, exact: bool) -> list[Tensor] | None:
+    """R of every change, where all turn the input and its rows are more than the whole host's `out`; else None."""
+    if x.numel() <= out * x.shape[-1] or torch.compiler.is_compiling() or not _in_ranges(ops, exact):
+        return None
+    found = []
+    for method in methods:
+        R = method.turn()
+        if R is None:
+            return None
+        found.append(R)
+    return found
+
+
 def inputs(ops: list[Op], methods: list, x: Tensor, exact: bool) -> list[Tensor] | None:
     """x' of every change, where all act on the input alone; else None."""
-    if not exact or not ops[0].linear or any(op.rows is not None and op.rows.groups > 1 for op in ops):
+    if not _in_ranges(ops, exact):
         return None
     found = []
     for method in methods:
@@ -115,7 +134,8 @@ def describe(op: Op, method, path: str, shape: tuple[int, int]) -> str:
         return {"hook": "output" if method.output is not None else "weight", "weight": "weight"}.get(path, "")
     like = next((t for t in [*method.parameters(), *method.buffers()] if t.is_floating_point()), torch.empty(0))
     if inputs([op], [method], like.new_empty(1, shape[1]), True) is not None:
-        return "input" if method.rescale is None else "input, scaled"
+        found = "input" if method.turn() is None else f"turned > {shape[0]:,} rows"
+        return found if method.rescale is None else f"{found}, scaled"
     factors = factors_of([method])
     found = form([op], [method], factors, shape, True)
     if found == "low rank":

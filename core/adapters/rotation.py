@@ -1,7 +1,8 @@
-"""What orthogonal methods share: a rotation of a layer's input, W x -> W R^T x, or of its output.
+"""What orthogonal methods share: a rotation of a layer's input, y = W R^T x, or of its output. As rows, x R W^T.
 
-As rows, x -> x R: a product with small blocks before the frozen layer, which then keeps nothing for backward. The other
-way, W' = W R^T with a dense gradient of W', costs as much as full fine-tuning.
+input    x R is a product with small blocks before the frozen layer, which then keeps nothing for backward.
+turned   W' = W R^T once. Its gradient would be dense, and R's is a few blocks: with dx = g W' it is x^T (g W), and
+         g W = dx R where R is orthogonal. So dR_p = (x_p^T dx_p) R_p: one pass over the rows, not three.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from core.adapters.call import compute_dtype, without_autocast
+from core.adapters.call import compute_dtype, product, without_autocast
+from core.adapters.orders import pieces
 
 NEUMANN = 5  # terms of the series (I + Q)^-1 = I - Q + Q^2 - ..., and the product with I - Q
 
@@ -25,16 +27,41 @@ def skew(v: Tensor, block: int) -> Tensor:
     return Q - Q.mT
 
 
-def cayley(Q: Tensor, how: Literal["exact", "neumann"] = "exact") -> Tensor:
-    """R = (I + Q)^-1 (I - Q), orthogonal for a skew Q. `neumann` cuts the inverse's series: no longer orthogonal when
+def cayley(v: Tensor, block: int, how: Literal["exact", "neumann"] = "exact") -> Tensor:
+    """R = (I + Q)^-1 (I - Q), Q = skew(v): orthogonal. `neumann` cuts the inverse's series: no longer orthogonal when
     Q is large (|R R^T - I| = 0.4 where Q's entries are 0.2), but made of products alone."""
-    eye = torch.eye(Q.shape[-1], dtype=Q.dtype, device=Q.device)
+    if how == "exact" and not torch.compiler.is_compiling():  # our own function would break the graph
+        return _Cayley.apply(v, block)
+    Q = skew(v, block)
+    eye = torch.eye(block, dtype=Q.dtype, device=Q.device)
     if how == "exact":
         return torch.linalg.solve(eye + Q, eye - Q)
     inverse = eye - Q
     for _ in range(NEUMANN - 3):
         inverse = eye - Q @ inverse
     return inverse - inverse @ Q
+
+
+class _Cayley(torch.autograd.Function):
+    """R = 2 V - I with V = (I + Q)^-1, which always exists; so dQ = -2 V^T dR V^T, two products instead of a solve."""
+
+    @staticmethod
+    def forward(ctx, v, block):
+        Q = skew(v, block)
+        Q.diagonal(dim1=-2, dim2=-1).fill_(1)
+        V, _ = torch.linalg.inv_ex(Q)
+        ctx.save_for_backward(V)
+        R = 2 * V
+        R.diagonal(dim1=-2, dim2=-1).sub_(1)
+        return R
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, g):
+        (V,) = ctx.saved_tensors
+        dQ = V.mT @ g @ V.mT
+        rows, columns = torch.triu_indices(V.shape[-1], V.shape[-1], 1, device=V.device)
+        return 2 * (dQ.mT - dQ)[..., rows, columns], None
 
 
 def divisors(width: int) -> str:
@@ -79,6 +106,46 @@ def _product(x: Tensor, R: Tensor) -> Tensor:
     y = x.new_empty(x.shape)
     torch.bmm(_blocks(x, R), R, out=y.view(-1, *R.shape[:2]).transpose(0, 1))
     return y
+
+
+class Turned(torch.autograd.Function):
+    """y = x W'^T + b, W' = W blockdiag(R)^T on each change's own rows.  x (..., in)  W (out, in)  R (n, b, b) each
+
+    Saves x, W and R."""
+
+    @staticmethod
+    def forward(ctx, x, W, b, rows, dtype, *turns):
+        ctx.rows, ctx.dtype, ctx.bias = rows, dtype, None if b is None else b.dtype
+        ctx.save_for_backward(x, W, *turns)
+        return product(x.to(dtype), _turned(W, rows, turns).to(dtype), b)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, g):
+        x, W, *turns = ctx.saved_tensors
+        g2, x2 = g.reshape(-1, g.shape[-1]), x.reshape(-1, x.shape[-1]).to(ctx.dtype)
+        M = _turned(W, ctx.rows, turns).to(ctx.dtype)
+        dx, grads = None, [None] * len(turns)
+        for start, size, which in pieces(ctx.rows, len(M)):
+            own = g2.narrow(1, start, size) @ M.narrow(0, start, size)
+            if which is not None and ctx.needs_input_grad[5 + which]:
+                R = turns[which]
+                grads[which] = torch.bmm(_blocks(x2, R).mT, _blocks(own, R)).to(R.dtype) @ R
+            dx = own if dx is None else dx.add_(own)
+        db = g2.sum(0, dtype=ctx.bias) if ctx.bias is not None and ctx.needs_input_grad[2] else None
+        return (dx.view(x.shape).to(x.dtype), None, db, None, None, *grads)
+
+
+def _turned(W: Tensor, rows, turns) -> Tensor:
+    """W' (out, in) in R's dtype, to be rounded once."""
+    W = W.to(turns[0].dtype)
+    if rows == (None,):
+        return _product(W, turns[0].mT)
+    made = W.clone()
+    for own, R in zip(rows, turns, strict=True):
+        part = made.narrow(0, own.start, own.size)
+        part.copy_(_product(W.narrow(0, own.start, own.size), R.mT))
+    return made
 
 
 def reflected(x: Tensor, U: Tensor, V: Tensor) -> Tensor:

@@ -12,15 +12,13 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from core.adapters import evaluation
 from core.adapters.base import Method, WeightMethod
-from core.adapters.call import InWeightSpace, LowRank, compute_dtype, rescaled, spread, without_autocast
-from core.adapters.conv_call import LowRankConvolution, thin_pays
-from core.adapters.conv_op import ConvOp
+from core.adapters.call import InWeightSpace, compute_dtype, rescaled, without_autocast
 from core.adapters.op import Op, Rows, precise
-from core.adapters.orders import apart, factors_of, form, inputs, pieces
+from core.adapters.orders import apart, form, inputs, pieces
 from core.adapters.seam import stored
 from core.adapters.sites import Site
 from core.errors import ConfigError
@@ -149,13 +147,15 @@ class Slot(nn.Module):
             return self.put(W, acting)
 
     def put(self, W: Tensor, acting: list[tuple[Part, float]]) -> Tensor:
-        return _whole(acting[0][0].op).put(W, self.matrix(W, acting).to(W.dtype))
+        return evaluation.whole(acting[0][0].op).put(W, self.matrix(W, acting).to(W.dtype))
 
     def matrix(self, W: Tensor, acting: list[tuple[Part, float]]) -> Tensor:
         """The host's full matrix with every acting change in place: W + sum_i w_i (f_i(W) - W), fp32."""
         full = precise(acting[0][0].op.full(W))
         if self.exact(acting):
             rows = tuple(part.op.rows for part, _ in acting)
+            if rows == (None,):
+                return self.methods[acting[0][0].method].weight(full)
             cut = pieces(rows, len(full))
             if cut is None:  # interleaved rows
                 for part, _ in acting:
@@ -200,14 +200,17 @@ class Slot(nn.Module):
         ops = [part.op for part, _ in acting]
         methods: list[WeightMethod] = [self.methods[part.method] for part, _ in acting]
         exact = self.exact(acting)
+        dtype = compute_dtype(x, W)
+        if y is None and (turned := evaluation.turned(x, W, b, ops, methods, exact, dtype)) is not None:
+            return rescaled(turned, b, ops, methods)
         if y is None and (moved := inputs(ops, methods, x, exact)) is not None:
-            y = inner(moved[0]) if ops[0].rows is None else _piecewise(x, W, b, ops, moved)
+            y = inner(moved[0]) if ops[0].rows is None else evaluation.piecewise(x, W, b, ops, moved)
             return rescaled(y, b, ops, methods)
-        if y is None and (thin := _convolved(x, W, b, acting, methods)) is not None:
+        if y is None and (thin := evaluation.convolved(x, W, b, acting, methods)) is not None:
             return thin
         given = y is not None and all(m.output is not None for m in methods)
         compiling = torch.compiler.is_compiling()  # our own functions would break the graph
-        factors = _factors(methods, x) if ops[0].linear and not compiling else [None] * len(methods)
+        factors = evaluation.factors_in_full(methods, x) if ops[0].linear and not compiling else [None] * len(methods)
         order = form(ops, methods, factors, tuple(ops[0].full(W).shape), exact)
         if compiling and order == "low rank":
             order = "output" if any(m.needs_output() for m in methods) else "weight"
@@ -216,19 +219,19 @@ class Slot(nn.Module):
             total = y
             for method, op, (_, weight) in zip(methods, ops, acting, strict=True):
                 old = op.take(y)
-                new = _output(method, op, x, old, W, b).to(y.dtype)
+                new = evaluation.output(method, op, x, old, W, b).to(y.dtype)
                 change = new if weight == 1.0 and len(acting) == 1 else op.take(total) + weight * (new - old)
                 total = op.give(total, change)
             return total
-        dtype = compute_dtype(x, W)
         if compiling:
-            whole = _whole(ops[0])
-            return whole.apply(x, self.matrix(W, acting).to(dtype), b)
+            return evaluation.whole(ops[0]).apply(x, self.matrix(W, acting).to(dtype), b)
         with without_autocast(x):
             if order == "low rank":
-                return _low_rank(x, W, b, ops, methods, factors, [w for _, w in acting], dtype)
+                return evaluation.low_rank(x, W, b, ops, methods, factors, [w for _, w in acting], dtype)
             parameters = [p for m in methods for p in m.parameters()]
-            return InWeightSpace.apply(x, b, lambda: self.matrix(W, acting), _whole(ops[0]), dtype, *parameters)
+            return InWeightSpace.apply(
+                x, b, lambda: self.matrix(W, acting), evaluation.whole(ops[0]), dtype, *parameters
+            )
 
     def mixed(self, host: nn.Module, inner, x: Tensor, y: Tensor | None = None) -> Tensor:
         y = inner(x) if y is None else y
@@ -277,85 +280,12 @@ class Slot(nn.Module):
         return part.rows.give(h, _in_fp32(method, own, x), method.axis)
 
 
-def _factors(methods, x: Tensor) -> list:
-    """`factors_of`, in the adapters' precision: a factor may be a product (LoRA-XS), which autocast would round."""
-    with without_autocast(x):
-        return factors_of(methods)
-
-
-def _low_rank(
-    x: Tensor, W: Tensor, b: Tensor | None, ops: list[Op], methods, factors, weights: list[float], dtype
-) -> Tensor:
-    """The product with every low-rank change in place, then each output times its gain."""
-    low = [(op, f, w) for op, f, w in zip(ops, factors, weights, strict=True) if f is not None]
-    gains = [(op, m.gain(precise(op.matrix(W)))) for op, m in zip(ops, methods, strict=True) if m.gain is not None]
-    inner_bias = None if gains else b
-    if low:
-        scales, drops = [f.scale * w for _, f, w in low], [f.dropout for _, f, _ in low]
-        tensors = [t for _, f, _ in low for t in (f.A, f.B)]
-        y = LowRank.apply(x, W, inner_bias, [op for op, _, _ in low], scales, drops, dtype, *tensors)
-    else:
-        y = F.linear(x.to(dtype), ops[0].full(W).to(dtype))
-    if not gains:
-        return y
-    gain = spread(gains, y.shape[-1]).to(dtype)
-    return y * gain if b is None else torch.addcmul(b.to(dtype), y, gain)
-
-
-def _piecewise(x: Tensor, W: Tensor, b: Tensor | None, ops: list[Op], moved: list[Tensor]) -> Tensor:
-    """A fused host's output, each range of rows from its own input; as many products as the host's own."""
-    M, made = ops[0].full(W), []
-    for start, size, which in pieces(tuple(op.rows for op in ops), len(M)):
-        bias = None if b is None else b.narrow(0, start, size)
-        made.append(F.linear(x if which is None else moved[which], M.narrow(0, start, size), bias))
-    return torch.cat(made, -1)
-
-
-def _convolved(x: Tensor, W: Tensor, b: Tensor | None, acting, methods) -> Tensor | None:
-    """One low-rank change on a convolution, with thin gradients; None where they are dearer, or not to be had."""
-    (part, weight), method = acting[0], methods[0]
-    op = part.op
-    if len(acting) > 1 or not isinstance(op, ConvOp) or not op.plain or op.rows is not None:
-        return None
-    if method.factors is None or method.gain is not None or x.ndim != len(op.kernel) + 2:
-        return None
-    if torch.compiler.is_compiling():
-        return None
-    (f,) = _factors(methods, x)
-    if not f.dropout and not thin_pays(op, x, f.A, len(f.B)):
-        return None
-    with without_autocast(x):
-        return LowRankConvolution.apply(x, W, b, op, f.scale * weight, f.dropout, compute_dtype(x, W), f.A, f.B)
-
-
-def _whole(op: Op) -> Op:
-    """The same host without a row range."""
-    if op.rows is None:
-        return op
-    whole = type(op).__new__(type(op))
-    whole.__dict__.update(op.__dict__, rows=None)
-    return whole
-
-
 def _in_fp32(method: nn.Module, h: Tensor, x: Tensor) -> Tensor:
     """An activation method in its own precision (autocast decides where it is on), the result in the network's."""
     if torch.is_autocast_enabled(h.device.type):
         return method(h, x).to(h.dtype)
     dtype = next(method.parameters()).dtype
     return method(h.to(dtype), x.to(dtype) if x.is_floating_point() else x).to(h.dtype)
-
-
-def _output(method: WeightMethod, op: Op, x: Tensor, y: Tensor, W: Tensor, b: Tensor | None) -> Tensor:
-    """A method's output form; through its weight form where it has none."""
-    M = op.matrix(W)
-    bias = op.bias(b, y.ndim)
-    if method.output is None:
-        new = op.apply(x, method.weight(M.float()).to(x.dtype if x.is_floating_point() else M.dtype))
-        return new if bias is None else new + bias
-    if not torch.is_autocast_enabled(y.device.type) and y.dtype in (torch.bfloat16, torch.float16):
-        x = x.float() if x.is_floating_point() else x
-        y, M, bias = y.float(), M.float(), None if bias is None else bias.float()
-    return method.output(x, y, op, M, bias)
 
 
 class State(nn.Module):

@@ -55,8 +55,9 @@ def describe(record: Record, cfg, model, name: str, module: PeftModule, parts, l
     if cfg.adapter.get("budget") is not None:
         record.options["budget"] = cfg.adapter.budget
     record.paths = {kind: sum(row.path == kind for row in table.rows) for kind in sorted({r.path for r in table.rows})}
-    record.trainable, record.head_trainable = info.parameters, info.head_parameters
-    record.fraction = info.parameters / table.base if table.base else None
+    record.trainable = info.parameters - module.optim.rule.spared(module.tensors)
+    record.head_trainable = info.head_parameters
+    record.fraction = record.trainable / table.base if table.base else None
     kind = str(cfg.trainer.get("accelerator", "auto"))
     kind = ("cuda" if torch.cuda.is_available() else "cpu") if kind in ("auto", "gpu") else kind
     devices = cfg.trainer.get("devices", 1)

@@ -31,7 +31,7 @@ class BOFT(WeightMethod):
     def rotation(self):
         """(windows, window, window)"""
         with without_autocast(self.Q):
-            blocks = cayley(skew(self.Q, self.block))
+            blocks = cayley(self.Q, self.block)
             window = self.block << len(blocks) - 1
             R = torch.eye(window, dtype=self.Q.dtype, device=self.Q.device).expand(
                 blocks.shape[1] * self.block // window, -1, -1
@@ -51,6 +51,9 @@ class BOFT(WeightMethod):
     def weight(self, W):
         turned = in_blocks(W, self.rotation().mT)
         return turned if self.c is None else self.c[:, None] * turned
+
+    def turn(self):
+        return self.rotation()
 
     def into(self, x):
         return in_blocks(x, self.rotation())

@@ -17,7 +17,7 @@ from torch import nn
 from core.adapters.base import WeightMethod
 from core.adapters.call import without_autocast
 from core.adapters.peft_form import PeftForm, same
-from core.adapters.rotation import cayley, divisors, in_blocks, skew
+from core.adapters.rotation import cayley, divisors, in_blocks
 
 
 class OFT(WeightMethod):
@@ -39,11 +39,14 @@ class OFT(WeightMethod):
     def rotation(self):
         """(n, block, block)"""
         with without_autocast(self.Q):
-            return cayley(skew(self.Q, self.block), self.cayley)
+            return cayley(self.Q, self.block, self.cayley)
 
     def weight(self, W):
         R = self.rotation()
         return in_blocks(W, R.mT) if self.side == "in" else in_blocks(W.mT, R).mT
+
+    def turn(self):
+        return self.rotation() if self.side == "in" and self.cayley == "exact" else None
 
     def into(self, x):
         return in_blocks(x, self.rotation()) if self.side == "in" else None

@@ -24,6 +24,10 @@ class Rule:
     def settings(self, tensors: dict[str, nn.Parameter], model: nn.Module | None) -> dict[str, dict[str, Any]]:
         return {}
 
+    def spared(self, tensors: dict[str, nn.Parameter]) -> int:
+        """How many numbers of these tensors never change in a run."""
+        return 0
+
     def optimizer(self, groups: list[dict], seed: int, **adam: Any) -> torch.optim.Optimizer:
         return torch.optim.AdamW(groups, **adam)
 

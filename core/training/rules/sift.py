@@ -22,8 +22,16 @@ class SIFT(Rule):
     def settings(self, tensors, model):
         return {key: {"density": self.density} for key in tensors if not key.startswith("head|")}
 
+    def spared(self, tensors):
+        own = (p.numel() for key, p in tensors.items() if not key.startswith("head|"))
+        return sum(size - chosen(size, self.density) for size in own)
+
     def optimizer(self, groups, seed, **options):
         return SparseAdamW(groups, **options)
+
+
+def chosen(size: int, density: float) -> int:
+    return max(1, round(density * size))
 
 
 class SparseAdamW(OwnState):
@@ -32,7 +40,7 @@ class SparseAdamW(OwnState):
 
     def move(self, p, gradient, state, group):
         if "index" not in state:
-            count = max(1, round(group["density"] * p.numel()))
+            count = chosen(p.numel(), group["density"])
             state["index"] = gradient.abs().flatten().topk(count).indices.sort().values
         index = state["index"]
         values = p.take(index)

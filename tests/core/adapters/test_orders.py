@@ -9,9 +9,12 @@ from torch import nn
 from core.adapters import attach, plan, set_active, summary
 from core.adapters.base import Factors, WeightMethod, kaiming
 from core.adapters.cost import flops, saved_bytes
+from core.adapters.methods.boft import BOFT
 from core.adapters.methods.dora import DoRA
 from core.adapters.methods.ia3 import IA3
 from core.adapters.methods.lora import LoRA
+from core.adapters.methods.miss import MiSS
+from core.adapters.methods.oft import OFT
 from tests.core.adapters.hosts_under_test import One, relative
 
 N, D, O, R = 40, 24, 32, 2
@@ -96,12 +99,16 @@ SINGLE = {
     "scaled": (IA3, {"side": "out"}, "layer", "scaled", "Addcmul"),
     "merged, scaled": (DoRA, {"rank": R}, "layer", "merged > 27 rows, scaled", "Addcmul"),
     "input": (Mirror, {}, "layer", "input", "Addmm"),
+    "turned": (OFT, {"block": 4}, "layer", f"turned > {O} rows", "Turned"),
+    "turned, scaled": (BOFT, {"block": 4, "factors": 2}, "layer", f"turned > {O} rows, scaled", "Addcmul"),
+    "folded": (MiSS, {"rank": 5}, "layer", "merged > 27 rows", "LowRank"),
     "weight": (Square, {}, "layer", "weight", "InWeightSpace"),
     "high rank": (LoRA, {"rank": 16}, "layer", "weight", "InWeightSpace"),
     "fused merged": (LoRA, {"rank": R}, FUSED, "merged > 27 rows", "LowRank"),
     "fused scaled": (IA3, {"side": "out"}, FUSED, "scaled", "Addcmul"),
     "fused merged, scaled": (DoRA, {"rank": R}, FUSED, "merged > 27 rows, scaled", "Addcmul"),
     "fused input": (Mirror, {}, FUSED, "input", "Cat"),
+    "fused turned": (OFT, {"block": 4}, FUSED, f"turned > {O} rows", "Turned"),
     "fused weight": (Square, {}, FUSED, "weight", "InWeightSpace"),
 }  # fmt: skip
 

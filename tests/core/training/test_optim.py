@@ -135,6 +135,8 @@ def test_sift_moves_the_entries_of_the_largest_first_gradient():
     chosen = gradients[0].abs() >= gradients[0].abs().flatten().topk(4).values[-1]
     assert torch.equal(found[~chosen], start[~chosen])
     assert torch.allclose(found[chosen], stepped(torch.optim.AdamW, gradients, start)[chosen], atol=1e-6)
+    sizes = {"a|W": (4, 10), "b|v": (3,), "head|W": (5, 5)}
+    assert SIFT(density=0.1).spared({key: nn.Parameter(torch.zeros(size)) for key, size in sizes.items()}) == 36 + 2
 
 
 def adapted(method="full", **options):
@@ -248,6 +250,9 @@ def test_a_run_that_stops_goes_on_with_the_same_bits(name, tmp_path, monkeypatch
     again = len(looked)
     run.run(OmegaConf.load(stopped / "config.yaml"), stopped)
     assert len(looked) == again, "looked at the data again"
+    spared = {"sift": 0.9}.get(name, 0.0)  # the record counts what a run can change
+    if RULES[name].get("adapter") == FULL["adapter"]:
+        assert first.trainable == pytest.approx((1 - spared) * first.base_parameters, abs=4)
     assert [f for f in SAME if (whole / f).read_bytes() != (stopped / f).read_bytes()] == []
     kept = files.read(whole / "checkpoints/last.safetensors")["state_dict"]
     assert any(key.endswith("average_P") for key in kept) == (name == "adalora"), "importance goes on, too"
