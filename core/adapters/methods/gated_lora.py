@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from core.adapters.base import ActivationMethod, kaiming
-from core.adapters.bottleneck import along
+from core.adapters.bottleneck import along, refuses_change
 from core.errors import UnsupportedError
 
 
@@ -43,6 +43,4 @@ class GatedLoRA(ActivationMethod):
 
     @classmethod
     def refuses(cls, host, x, h, options):
-        from core.adapters.bottleneck import refuses_change
-
         return refuses_change(x, h, options["axis"])
