@@ -141,7 +141,8 @@ where = dict(roles={"linear": "first", "conv": "second"}, example=((torch.ones(2
 x = torch.linspace(-1, 1, 60).view(2, 5, 6)
 net = Net()
 if sys.argv[1] == "train":
-    attach(net, "swell", targets=["linear", "conv"], rank=2, **where)
+    from swelling.elementwise import Swell
+    attach(net, Swell, targets=["linear", "conv"], rank=2, **where)  # known by the name of its entry point
     assert summary(net).rows[0].method == "swell" and summary(net).trained == 2 * (8 + 6) + 2 * (4 + 24)
     optimiser = torch.optim.Adam(trainable(net).values(), lr=0.05)
     losses = []

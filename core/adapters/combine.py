@@ -73,7 +73,7 @@ def recipes(method: Any, targets: Any, path: str, budget: Any, options: dict[str
 
 def _recipe(part: str, method: str | type, targets: Any, path: str, budget: Any, options: dict[str, Any]) -> Recipe:
     cls = methods.find(method) if isinstance(method, str) else method
-    label = method if isinstance(method, str) else cls.__module__.rsplit(".", 1)[-1]
+    label = method if isinstance(method, str) else methods.name_of(cls)
     return Recipe(part, label, cls, targets, path, budget, options)
 
 

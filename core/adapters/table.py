@@ -167,8 +167,8 @@ def _row(state: State, net: nn.Module, adapter: str, method: str, b: Bound) -> R
 
 def _giver(state: State, adapter: Adapter) -> str:
     """What gives the virtual tokens of an adapter: its method, or that part of a combination."""
-    module = type(state.tokens[adapter.name]).__module__.rsplit(".", 1)[-1]
-    return next((part.part for part in adapter.parts if part.method == module), adapter.method)
+    giver = methods.name_of(type(state.tokens[adapter.name]))
+    return next((part.part for part in adapter.parts if part.method == giver), adapter.method)
 
 
 def _token_row(adapter: str, label: str, model: nn.Module, method: nn.Module) -> Row:
@@ -193,7 +193,7 @@ def plan(
 
     verify   False skips the forward passes of the probe: paths are then "-" (also for models on the meta device)"""
     cls = methods.find(method) if isinstance(method, str) else method
-    label = method if isinstance(method, str) else cls.__module__.rsplit(".", 1)[-1]
+    label = method if isinstance(method, str) else methods.name_of(cls)
     net = network(model)
     roles = dict(roles if roles is not None else getattr(model, "roles", {}))
     merged = {**methods.options(cls), **options}

@@ -33,6 +33,15 @@ def find(name: str) -> type:
     raise ConfigError("adapter", name, names(), did_you_mean(name, names()))
 
 
+def name_of(cls: type) -> str:
+    """The name by which `find` knows a class; its file's, where it is not among the installed ones."""
+    file = cls.__module__.rpartition(".")[2]
+    if cls.__module__ == f"{__name__}.{file}":
+        return file
+    points = (point for point in entry_points(group=GROUP) if point.module == cls.__module__)
+    return next((point.name for point in points if find(point.name) is cls), file)
+
+
 def _only_class(module: ModuleType) -> type:
     own = [c for c in vars(module).values() if inspect.isclass(c) and c.__module__ == module.__name__]
     methods = [c for c in own if hasattr(c, "face") and not c.__name__.startswith("_")]
