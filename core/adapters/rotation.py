@@ -125,15 +125,19 @@ class Turned(torch.autograd.Function):
         x, W, *turns = ctx.saved_tensors
         g2, x2 = g.reshape(-1, g.shape[-1]), x.reshape(-1, x.shape[-1]).to(ctx.dtype)
         M = _turned(W, ctx.rows, turns).to(ctx.dtype)
-        dx, grads = None, [None] * len(turns)
+        dx, grads, need_x = None, [None] * len(turns), ctx.needs_input_grad[0]
         for start, size, which in pieces(ctx.rows, len(M)):
+            wanted = which is not None and ctx.needs_input_grad[5 + which]
+            if not need_x and not wanted:
+                continue
             own = g2.narrow(1, start, size) @ M.narrow(0, start, size)
-            if which is not None and ctx.needs_input_grad[5 + which]:
+            if wanted:
                 R = turns[which]
                 grads[which] = torch.bmm(_blocks(x2, R).mT, _blocks(own, R)).to(R.dtype) @ R
-            dx = own if dx is None else dx.add_(own)
+            if need_x:
+                dx = own if dx is None else dx.add_(own)
         db = g2.sum(0, dtype=ctx.bias) if ctx.bias is not None and ctx.needs_input_grad[2] else None
-        return (dx.view(x.shape).to(x.dtype), None, db, None, None, *grads)
+        return (None if dx is None else dx.view(x.shape).to(x.dtype), None, db, None, None, *grads)
 
 
 def _turned(W: Tensor, rows, turns) -> Tensor:
