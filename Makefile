@@ -25,7 +25,7 @@ demo: $(STAMP)   ## adapt the small model of each field, LoRA beside its anchors
 	done
 	@$(BIN)/atlas report outputs/demo
 
-test: $(STAMP)   ## the tests (about 14 minutes on 2 cores)
+test: $(STAMP)   ## the tests (about 16 minutes on 2 cores)
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 slow: $(STAMP)   ## longer proofs: more kills, more seeds

@@ -263,7 +263,7 @@ class Network:
     def inner(self) -> list[str]:
         """Paths whose input IA3 scales here."""
         found = self.roles.get("mlp.out", [])
-        return [found.rpartition(".")[2]] if isinstance(found, str) else list(found)
+        return [t for t in self.targets if found.endswith(f".{t}")] if isinstance(found, str) else list(found)
 
     def pair(self, method: str, options: dict) -> dict | None:
         """Ours beside theirs; None where theirs has no such hosts, with the reason printed."""

@@ -1,8 +1,5 @@
 """One preset file per method serves every field: each is trained for two steps on each field's embedded backbone and
-twin, or refused with a reason and something to use instead.
-
-Every preset meets two fields here, every field half of the presets; `pytest -m slow tests/test_fields.py` has the rest.
-"""
+twin, or refused with a reason and something to use instead."""
 
 import pytest
 import torch
@@ -29,14 +26,8 @@ def test_the_four_fields_are_there():
     assert {"text", "vision_medical", "protein", "speech"} <= set(FIELDS)
 
 
-CELLS = [
-    pytest.param(preset, field, id=f"{preset}-{field}", marks=[pytest.mark.slow] * ((i + j) % 2))
-    for i, preset in enumerate(PRESETS)
-    for j, field in enumerate(FIELDS)
-]
-
-
-@pytest.mark.parametrize(("preset", "field"), CELLS)
+@pytest.mark.parametrize("field", FIELDS)
+@pytest.mark.parametrize("preset", PRESETS)
 def test_preset_serves_the_field(preset, field, tmp_path):
     from core.training.run import run
 

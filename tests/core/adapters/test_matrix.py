@@ -24,9 +24,9 @@ from torch.utils.checkpoint import checkpoint
 from core.adapters import attach, detach, merge, plan, save_adapter, summary, unmerge, use
 from core.adapters.base import WeightMethod
 from core.adapters.model import trainable
-from core.adapters.probe import keeping
+from core.adapters.probe import keeping, pseudo_loss
 from core.errors import MergeError, PeftError
-from tests.core.adapters.hosts_under_test import EVERY, Host, One, Variant, by_form, relative, shaken, variants
+from tests.core.adapters.hosts_under_test import EVERY, Host, One, Variant, relative, shaken, variants
 
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
 VARIANTS = variants()
@@ -271,30 +271,18 @@ COMPILED = [
 ]
 
 
-def equals_compiled(c: Cell, backend: str) -> None:
-    torch._dynamo.reset()
-    c.model.train()
-    plain = c.model(c.x)
-    grads = torch.autograd.grad(plain.square().sum(), list(trainable(c.model).values()))
-    y = torch.compile(c.model, backend=backend, fullgraph=True)(c.x)
-    assert relative(y, plain) <= 1e-5
-    compiled = torch.autograd.grad(y.square().sum(), list(trainable(c.model).values()))
-    assert all(relative(a, b) <= 1e-4 for a, b in zip(compiled, grads, strict=True))
-
-
-@pytest.mark.parametrize("host", [h for h in EVERY if h.name in COMPILED], ids=str)
-@pytest.mark.parametrize("variant", by_form(VARIANTS), ids=str)
-def test_compiled_is_the_same(variant, host):
-    """One graph, forward and backward: a method of every form."""
-    c = cell(variant, host)
-    if c.refusal is None:
-        equals_compiled(c, "aot_eager")
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize("host", [h for h in EVERY if h.name in COMPILED], ids=str)
 @pytest.mark.parametrize("variant", VARIANTS, ids=str)
-def test_every_method_compiled_is_the_same(variant, host):
+def test_compiled_is_the_same(variant, host):
+    """One graph, forward and backward."""
     c = cell(variant, host)
-    if c.refusal is None:
-        equals_compiled(c, "aot_eager")
+    if c.refusal is not None:
+        return
+    torch._dynamo.reset()
+    c.model.train()
+    plain, tensors = c.model(c.x), list(trainable(c.model).values())
+    y = torch.compile(c.model, backend="aot_eager", fullgraph=True)(c.x)
+    assert relative(y, plain) <= 1e-5
+    # Every output its own weight: a turn of the output would not change a sum of squares.
+    compiled, grads = (torch.autograd.grad(pseudo_loss(out), tensors) for out in (y, plain))
+    assert all(relative(a, b) <= 1e-4 for a, b in zip(compiled, grads, strict=True))
