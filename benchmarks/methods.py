@@ -22,6 +22,7 @@ import core  # noqa: F401
 from core.adapters import attach, merge, methods, set_active, unmerge
 from core.adapters.cost import saved_bytes
 from core.adapters.peft_form import PeftForm
+from core.errors import UnsupportedError
 
 LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
@@ -103,7 +104,7 @@ def vit():
         ((x[:1],), {}),
         _image_loss(x),
         lambda model: x.clone().requires_grad_(True),
-        ["qkv", "proj", "fc1", "fc2"],
+        ["qkv", "attn.proj", "fc1", "fc2"],
     )
 
 
@@ -266,13 +267,17 @@ class Network:
         return [t for t in self.targets if found.endswith(f".{t}")] if isinstance(found, str) else list(found)
 
     def pair(self, method: str, options: dict) -> dict | None:
-        """Ours beside theirs; None where theirs has no such hosts, with the reason printed."""
+        """Ours beside theirs; None where theirs has no such hosts, or ours refuses some of them."""
         cls = methods.find(method)
         if not self.kinds <= set(cls.peft.hosts):
             return None
         given = {**methods.options(cls), **options}
         config = peer_config(cls.peft, given, self.targets, self.inner())
-        peer, mine = theirs(self.build, config), ours(self.build, self.roles, self.example, method, options)
+        try:
+            mine = ours(self.build, self.roles, self.example, method, options)
+        except UnsupportedError:
+            return None
+        peer = theirs(self.build, config)
         spent = interleaved(
             {"limit": lambda: self.limit().backward(), "ours": self.step(mine), "theirs": self.step(peer)}, self.rounds
         )
