@@ -117,6 +117,7 @@ def methods(args: argparse.Namespace) -> None:
     if args.write is not None:
         from core.methods_page import page
 
+        args.write.parent.mkdir(parents=True, exist_ok=True)
         args.write.write_text(page(), encoding="utf-8")
         print(args.write)
         return
