@@ -75,7 +75,7 @@ class LowRank(torch.autograd.Function):
         ctx.lean = not any(need_A) and sum(len(A) for A in factors[::2]) < x2.shape[1]
         merged = ctx.order == "merged"
         y = product(x.to(dtype), (_merged(M, ops, scales, factors) if merged else M).to(dtype), b)
-        y2, kept = y.view(-1, y.shape[-1]), []
+        y2, kept, made = y.view(-1, y.shape[-1]), [], {}  # made: parts of one host may share a frozen A
         parts = zip(_parts(ops, scales, factors), masks, downs, need_B, strict=True)
         for (op, scale, A, B), mask, down, wanted in parts:
             keep = ctx.lean and wanted
@@ -84,7 +84,8 @@ class LowRank(torch.autograd.Function):
                 if mask is not None:
                     h = masked_product(x2, mask, A_)
                 else:
-                    h = F.linear(x2, A_) if down is None else down(x2)
+                    h = made[id(A)] if id(A) in made else F.linear(x2, A_) if down is None else down(x2)
+                    made[id(A)] = h
                 if not merged:
                     _add(y2, op, h, B.to(dtype).T, scale)
             kept.append(h if keep else None)

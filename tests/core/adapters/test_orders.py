@@ -108,6 +108,7 @@ SINGLE = {
     "fused scaled": (IA3, {"side": "out"}, FUSED, "scaled", "Addcmul"),
     "fused merged, scaled": (DoRA, {"rank": R}, FUSED, "merged > 27 rows, scaled", "Addcmul"),
     "fused input": (Mirror, {}, FUSED, "input", "Cat"),
+    "fused folded": (MiSS, {"rank": 2}, FUSED, "merged > 27 rows", "LowRank"),
     "fused turned": (OFT, {"block": 4}, FUSED, f"turned > {O} rows", "Turned"),
     "fused weight": (Square, {}, FUSED, "weight", "InWeightSpace"),
 }  # fmt: skip
@@ -131,6 +132,12 @@ def test_each_order_is_the_definition_in_double(case, tokens):
     assert relative(model(x), torch.nn.functional.linear(x, W, model.layer.bias)) <= 1e-12
     leaves = [p for p in slot.parameters() if p.requires_grad]
     assert torch.autograd.gradcheck(lambda x, *_: model(x), (x, *leaves), fast_mode=True)
+
+
+def test_parts_of_one_host_keep_what_they_share_once():
+    """MiSS folds x alike for q, k and v of one qkv."""
+    model, x = adapted(MiSS, rows=FUSED, rank=R)
+    assert saved_bytes(lambda: model(x), model) == 4 * N * R
 
 
 @pytest.mark.parametrize("tokens", [4, N])
