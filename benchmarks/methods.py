@@ -14,11 +14,12 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from torch import nn
 
-import core  # noqa: F401
+from core import profiles
 from core.adapters import attach, merge, methods, set_active, unmerge
 from core.adapters.cost import saved_bytes
 from core.adapters.peft_form import PeftForm
@@ -154,11 +155,22 @@ NETWORKS = {
     "unet3d": unet3d,
 }  # fmt: skip
 QUICK = {"quick": lambda: llama(320, layers=2, batch=4)}
+DECODERS = Path(__file__).resolve().parents[1] / "domains/text/backbones/profiles"
 MARK = "<!-- bench -->"
 # Options that differ from a method's own defaults: one rank for the LoRA family, blocks that divide every width.
 OPTIONS = {
     "lora": {"rank": 8, "alpha": 16.0}, "dora": {"rank": 8, "alpha": 16.0}, "oft": {"block": 16},
     "boft": {"block": 8, "factors": 1}, "adalora": {"rank": 12, "target_rank": 8}, "bone": {"rank": 16},
+}  # fmt: skip
+# Methods of virtual tokens, on decoders: options here, and their configuration
+TOKENS = {
+    "prompt": ({"tokens": 20}, "PROMPT_TUNING", {"num_virtual_tokens": 20}),
+    "p_tuning": ({"tokens": 20, "hidden": 128}, "P_TUNING",
+                 {"num_virtual_tokens": 20, "encoder_reparameterization_type": "LSTM", "encoder_hidden_size": 128,
+                  "encoder_num_layers": 2, "encoder_dropout": 0.0}),
+    "prefix": ({"tokens": 10}, "PREFIX_TUNING", {"num_virtual_tokens": 10}),
+    "prefix + mlp": ({"tokens": 10, "encoder": "mlp", "hidden": 512}, "PREFIX_TUNING",
+                     {"num_virtual_tokens": 10, "prefix_projection": True, "encoder_hidden_size": 512}),
 }  # fmt: skip
 # Further rows: (name, method, options)
 FURTHER = [("lora + dropout", "lora", {"dropout": 13 / 256}), ("dora + dropout", "dora", {"dropout": 13 / 256})]
@@ -171,16 +183,22 @@ def shared() -> list[tuple[str, str, dict]]:
         cls = methods.find(name)
         if cls.face == "weight" and vars(cls).get("peft") is not None:
             found.append((name, name, OPTIONS.get(name, {})))
-    return found + [(row, name, {**OPTIONS[name], **more}) for row, name, more in FURTHER]
+    found += [(row, name, {**OPTIONS[name], **more}) for row, name, more in FURTHER]
+    return found + [(row, row.partition(" ")[0], options) for row, (options, _, _) in TOKENS.items()]
 
 
 def seeded(build: Callable) -> nn.Module:
     torch.manual_seed(0)
-    return build().train()
+    model = build().train()
+    if type(model).__name__.endswith("ForCausalLM"):
+        model.token_port = profiles.find(model, DECODERS).port
+    return model
 
 
 def ours(build, roles, example, method, options, name="default", model=None):
     model = seeded(build) if model is None else model
+    if methods.find(method).face == "token":
+        return attach(model, method, roles={}, example=example, name=name, **options)
     return attach(model, method, targets=list(roles), roles=roles, example=example, name=name, **options)
 
 
@@ -193,6 +211,13 @@ def peer_config(form: PeftForm, options: dict, targets, inner: list[str]):
     if "total_step" in entries:
         entries["total_step"] = 1000
     return peft.PEFT_TYPE_TO_CONFIG_MAPPING[peft.PeftType(form.type)](target_modules=targets, **entries)
+
+
+def token_config(row: str):
+    import peft
+
+    _, kind, entries = TOKENS[row]
+    return peft.PEFT_TYPE_TO_CONFIG_MAPPING[peft.PeftType(kind)](task_type="CAUSAL_LM", **entries)
 
 
 def theirs(build, config):
@@ -266,13 +291,18 @@ class Network:
         found = self.roles.get("mlp.out", [])
         return [t for t in self.targets if found.endswith(f".{t}")] if isinstance(found, str) else list(found)
 
-    def pair(self, method: str, options: dict) -> dict | None:
+    def pair(self, row: str, method: str, options: dict) -> dict | None:
         """Ours beside theirs; None where theirs has no such hosts, or ours refuses some of them."""
         cls = methods.find(method)
-        if not self.kinds <= set(cls.peft.hosts):
+        if cls.face == "token":
+            if not hasattr(self.frozen, "token_port"):
+                return None
+            config = token_config(row)
+        elif self.kinds <= set(cls.peft.hosts):
+            given = {**methods.options(cls), **options}
+            config = peer_config(cls.peft, given, self.targets, self.inner())
+        else:
             return None
-        given = {**methods.options(cls), **options}
-        config = peer_config(cls.peft, given, self.targets, self.inner())
         try:
             mine = ours(self.build, self.roles, self.example, method, options)
         except UnsupportedError:
@@ -353,7 +383,7 @@ def main() -> None:
         for row, method, own in shared():
             if wanted and row not in wanted:
                 continue
-            found = network.pair(method, own)
+            found = network.pair(row, method, own)
             if found is None:
                 continue
             (limit, a, b), (x, y) = found["spent"].values(), found["kept"].values()
@@ -370,8 +400,6 @@ def main() -> None:
             f"largest {max(times):.2f} and {max(kept):.2f}; {len(ratios)} rows."
         )
     if given.write:
-        from pathlib import Path
-
         page = Path(given.write)
         kept_text = page.read_text().split(MARK)[0]
         page.write_text(kept_text + MARK + "\n" + "\n".join(lines) + "\n")
