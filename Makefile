@@ -35,7 +35,7 @@ lint: $(STAMP)   ## ruff
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-bench: $(STAMP)  ## speed and saved bytes beside HF peft, as ratios
+bench: $(STAMP)  ## speed and saved bytes beside HF peft, as ratios (about an hour)
 	$(BIN)/python -m benchmarks.methods --write docs/performance.md
 
 docs-check: $(STAMP)  ## run every command of the documentation

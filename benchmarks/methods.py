@@ -1,7 +1,7 @@
 """Every method that HF peft has too, beside it: step time, bytes kept for backward, attach, merge and switch.
 
-    python -m benchmarks.methods [--rounds 7] [--only llama320,esm2] [--methods lora,oft] [--write docs/performance.md]
-    python -m benchmarks.methods --quick                     one small network, three rounds: for development
+    python -m benchmarks.methods [--rounds 3] [--only llama320,esm2] [--methods lora,oft] [--write docs/performance.md]
+    python -m benchmarks.methods --quick                     one small network: for development
 
 Methods are found by their form of HF peft (`peft`, core/adapters/peft_form.py), with the options that both get from it.
 The limit (the frozen network's forward and the gradient of its input), ours and theirs run interleaved in one process;
@@ -355,14 +355,14 @@ HEAD = (
 
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--rounds", type=int, default=7)
+    options.add_argument("--rounds", type=int, default=3)
     options.add_argument("--only", default=",".join(NETWORKS))
     options.add_argument("--methods", default="", help="rows, by name; all where empty")
-    options.add_argument("--quick", action="store_true", help="one small network, three rounds")
+    options.add_argument("--quick", action="store_true", help="one small network")
     options.add_argument("--write", metavar="PAGE", help="replace the table of a page, below its line `<!-- bench -->`")
     given = options.parse_args()
     networks = QUICK if given.quick else {name: NETWORKS[name] for name in given.only.split(",")}
-    rounds = 3 if given.quick else given.rounds
+    rounds = given.rounds
     wanted = set(given.methods.split(",")) - {""}
     lines = []
 
