@@ -111,6 +111,8 @@ def moved_up(inner, named: dict, shift: int, length: int):
     try:
         return inner(**named)
     except IndexError as error:
+        if not shift:  # nothing was moved: the network's own error
+            raise
         got = f"{shift} virtual tokens before {length} real ones"
         fix = "fewer adapter.tokens, or shorter texts (task.max_length)"
         raise UnsupportedError("adapter.tokens", got, "no more than the network has positions", fix) from error
