@@ -5,12 +5,14 @@
 
 Methods are found by their form of HF peft (`peft`, core/adapters/peft_form.py), with the options that both get from it.
 The limit (the frozen network's forward and the gradient of its input), ours and theirs run interleaved in one process;
-figures are CPU time (robust on a shared machine), medians, as ratios. Prints a Markdown table.
+figures are CPU time (robust on a shared machine), as ratios within a round, median over the rounds. Rows where ours and
+theirs are within CLOSE of each other get MORE rounds. Prints a Markdown table.
 """
 
 from __future__ import annotations
 
 import argparse
+import re
 import statistics
 import time
 from collections.abc import Callable
@@ -19,144 +21,17 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from benchmarks.networks import NETWORKS, QUICK
 from core import profiles
 from core.adapters import attach, merge, methods, set_active, unmerge
 from core.adapters.cost import saved_bytes
 from core.adapters.peft_form import PeftForm
 from core.errors import UnsupportedError
 
-LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-
-
-def llama(width: int = 320, layers: int = 4, batch: int = 8):
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    heads = max(1, width // 64)
-    config = LlamaConfig(
-        hidden_size=width, intermediate_size=width * 8 // 3 // 8 * 8, num_hidden_layers=layers,
-        num_attention_heads=heads, num_key_value_heads=heads, vocab_size=1024, max_position_embeddings=512,
-    )  # fmt: skip
-    a = "model.layers.*"
-    roles = {"attn.q": f"{a}.self_attn.q_proj", "attn.k": f"{a}.self_attn.k_proj", "attn.v": f"{a}.self_attn.v_proj",
-             "attn.out": f"{a}.self_attn.o_proj", "mlp.gate": f"{a}.mlp.gate_proj", "mlp.in": f"{a}.mlp.up_proj",
-             "mlp.out": f"{a}.mlp.down_proj"}  # fmt: skip
-    x = torch.randint(0, 1024, (batch, 256))
-
-    def loss(model, inputs=None):
-        if inputs is not None:
-            return model(inputs_embeds=inputs, labels=x, use_cache=False).loss
-        return model(input_ids=x, labels=x, use_cache=False).loss
-
-    def entrance(model):
-        return model.get_input_embeddings()(x).detach().requires_grad_(True)
-
-    return (
-        (lambda: LlamaForCausalLM(config)),
-        roles,
-        ((), {"input_ids": x[:1, :16], "use_cache": False}),
-        loss,
-        entrance,
-        LINEAR,
-    )
-
-
-def esm2():
-    """ESM-2 8M's shape, 6 layers x 320, through transformers (HF peft's own ground)."""
-    from transformers import EsmConfig, EsmForMaskedLM
-
-    config = EsmConfig(
-        vocab_size=33, hidden_size=320, num_hidden_layers=6, num_attention_heads=20, intermediate_size=1280,
-        pad_token_id=1, mask_token_id=32, position_embedding_type="rotary", max_position_embeddings=1026,
-        token_dropout=False, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
-    )  # fmt: skip
-    a = "esm.encoder.layer.*"
-    roles = {f"attn.{r[0]}": f"{a}.attention.self.{r}" for r in ("query", "key", "value")} | {
-        "attn.out": f"{a}.attention.output.dense", "mlp.in": f"{a}.intermediate.dense", "mlp.out": f"{a}.output.dense",
-    }  # fmt: skip
-    x = torch.randint(4, 24, (8, 254))
-    mask = torch.ones_like(x)
-
-    def loss(model, inputs=None):
-        if inputs is not None:
-            return model(inputs_embeds=inputs, attention_mask=mask, labels=x).loss
-        return model(input_ids=x, attention_mask=mask, labels=x).loss
-
-    def entrance(model):
-        return model.get_input_embeddings()(x).detach().requires_grad_(True)
-
-    example = ((), {"input_ids": x[:1, :16], "attention_mask": mask[:1, :16]})
-    targets = ["query", "key", "value", "attention.output.dense", "intermediate.dense", "output.dense"]
-    return (lambda: EsmForMaskedLM(config)), roles, example, loss, entrance, targets
-
-
-def vit():
-    import timm
-
-    def build():
-        return timm.create_model("vit_small_patch16_224", num_classes=10)
-
-    roles = {f"attn.{r}": f"blocks.*.attn.qkv[{i}/3]" for i, r in enumerate("qkv")} | {
-        "attn.out": "blocks.*.attn.proj", "mlp.in": "blocks.*.mlp.fc1", "mlp.out": "blocks.*.mlp.fc2",
-    }  # fmt: skip
-    x = torch.randn(8, 3, 224, 224)
-    return (
-        build,
-        roles,
-        ((x[:1],), {}),
-        _image_loss(x),
-        lambda model: x.clone().requires_grad_(True),
-        ["qkv", "attn.proj", "fc1", "fc2"],
-    )
-
-
-def resnet():
-    import timm
-
-    def build():
-        return timm.create_model("resnet50", num_classes=10)
-
-    model = build()
-    roles = {"conv": [n for n, m in model.named_modules() if isinstance(m, nn.Conv2d)]}
-    x = torch.randn(8, 3, 224, 224)
-    targets = r".*(conv\d|downsample\.0)"
-    return build, roles, ((x[:1],), {}), _image_loss(x), lambda model: x.clone().requires_grad_(True), targets
-
-
-def _image_loss(x):
-    def loss(model, inputs=None):
-        return model(x if inputs is None else inputs).square().mean()
-
-    return loss
-
-
-def unet3d():
-    """MONAI's 3-D U-Net; HF peft has no transposed convolutions, so neither side adapts them."""
-    from monai.networks.nets import UNet
-
-    def build():
-        return UNet(3, 1, 2, channels=(16, 32, 64, 128), strides=(2, 2, 2), num_res_units=2)
-
-    # 1x1x1 convolutions are left out: HF peft trains them, but crashes when it merges them.
-    convs = [n for n, m in build().named_modules() if isinstance(m, nn.Conv3d) and m.kernel_size == (3, 3, 3)]
-    roles = {"conv": convs}
-    x = torch.randn(1, 1, 64, 64, 64)
-    return (
-        build,
-        roles,
-        ((x[:, :, :16, :16, :16],), {}),
-        _image_loss(x),
-        lambda model: x.clone().requires_grad_(True),
-        convs,
-    )
-
-
-NETWORKS = {
-    "llama320": lambda: llama(320), "llama768": lambda: llama(768), "esm2": esm2, "vit": vit, "resnet50": resnet,
-    "unet3d": unet3d,
-}  # fmt: skip
-QUICK = {"quick": lambda: llama(320, layers=2, batch=4)}
 DECODERS = Path(__file__).resolve().parents[1] / "domains/text/backbones/profiles"
 MARK = "<!-- bench -->"
+CLOSE, MORE = 0.08, 2
+PAIRS = ("ours", "limit"), ("theirs", "limit"), ("ours", "theirs")
 # Options that differ from a method's own defaults: one rank for the LoRA family, blocks that divide every width.
 OPTIONS = {
     "lora": {"rank": 8, "alpha": 16.0}, "dora": {"rank": 8, "alpha": 16.0}, "oft": {"block": 16},
@@ -202,7 +77,7 @@ def ours(build, roles, example, method, options, name="default", model=None):
     return attach(model, method, targets=list(roles), roles=roles, example=example, name=name, **options)
 
 
-def peer_config(form: PeftForm, options: dict, targets, inner: list[str]):
+def peer_config(form: PeftForm, options: dict, targets, inner: str | list[str]):
     import peft
 
     entries = form.entries([], options)
@@ -249,15 +124,23 @@ def seconds(run: Callable) -> float:
     return time.process_time() - start
 
 
-def interleaved(runs: dict[str, Callable], rounds: int) -> dict[str, float]:
-    """Median seconds of each; the first round warms up."""
+def interleaved(runs: dict[str, Callable], rounds: int) -> dict[str, list[float]]:
+    """Seconds of each in every round. The first round warms up; each goes first in turn, since who follows a run that
+    took more memory finds it ready."""
     times: dict[str, list[float]] = {key: [] for key in runs}
+    keys = list(runs)
     for round_ in range(rounds + 1):
-        for key, run in runs.items():
-            spent = seconds(run)
+        first = round_ % len(keys)
+        for key in keys[first:] + keys[:first]:
+            spent = seconds(runs[key])
             if round_:
                 times[key].append(spent)
-    return {key: statistics.median(found) for key, found in times.items()}
+    return times
+
+
+def ratio(times: dict[str, list[float]], one: str, other: str) -> float:
+    """Median over the rounds of one / other: what slows the machine down for a while slows both."""
+    return statistics.median(a / b for a, b in zip(times[one], times[other], strict=True))
 
 
 class Network:
@@ -284,12 +167,12 @@ class Network:
         model = seeded(self.build)
         spent = interleaved({"limit": lambda: self.limit().backward(), "full": self.step(model)}, self.rounds)
         kept = [saved_bytes(self.limit, self.frozen), saved_bytes(lambda: self.loss(model), model)]
-        return spent["full"] / spent["limit"], *(b / 2**20 for b in kept)
+        return ratio(spent, "full", "limit"), *(b / 2**20 for b in kept)
 
-    def inner(self) -> list[str]:
-        """Paths whose input IA3 scales here."""
-        found = self.roles.get("mlp.out", [])
-        return [t for t in self.targets if found.endswith(f".{t}")] if isinstance(found, str) else list(found)
+    def inner(self) -> str | list[str]:
+        """Whose input IA3 scales here: an expression, since a list's names would match the ends of others."""
+        found = self.roles.get("mlp.out")
+        return re.escape(found).replace(r"\*", r"\d+") if found else []
 
     def pair(self, row: str, method: str, options: dict) -> dict | None:
         """Ours beside theirs; None where theirs has no such hosts, or ours refuses some of them."""
@@ -308,9 +191,11 @@ class Network:
         except UnsupportedError:
             return None
         peer = theirs(self.build, config)
-        spent = interleaved(
-            {"limit": lambda: self.limit().backward(), "ours": self.step(mine), "theirs": self.step(peer)}, self.rounds
-        )
+        runs = {"limit": lambda: self.limit().backward(), "ours": self.step(mine), "theirs": self.step(peer)}
+        spent = interleaved(runs, self.rounds)
+        if abs(ratio(spent, "ours", "theirs") - 1) < CLOSE:
+            again = interleaved(runs, MORE * self.rounds)
+            spent = {key: spent[key] + again[key] for key in runs}
         kept = {key: saved_bytes(lambda m=m: self.loss(m), m) / 2**20 for key, m in (("ours", mine), ("theirs", peer))}
         return {"spent": spent, "kept": kept, **self.life(method, options, config, mine, peer)}
 
@@ -386,13 +271,11 @@ def main() -> None:
             found = network.pair(row, method, own)
             if found is None:
                 continue
-            (limit, a, b), (x, y) = found["spent"].values(), found["kept"].values()
-            ratios.append((a / b, x / y))
+            spent, (x, y) = found["spent"], found["kept"].values()
+            a, b, quotient = (ratio(spent, *pair) for pair in PAIRS)
+            ratios.append((quotient, x / y))
             life = " | ".join("-" if found[key] != found[key] else f"{found[key]:.2g}" for key in HEAD[-3:])
-            say(
-                f"| {name} | {row} | {a / limit:.2f} | {b / limit:.2f} | {x:.0f} | {y:.0f} "
-                f"| {a / b:.2f} | {x / y:.2f} | {life} |"
-            )
+            say(f"| {name} | {row} | {a:.2f} | {b:.2f} | {x:.0f} | {y:.0f} | {quotient:.2f} | {x / y:.2f} | {life} |")
     if ratios:
         times, kept = zip(*ratios, strict=True)
         say(

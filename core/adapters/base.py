@@ -75,8 +75,8 @@ class WeightMethod(Method):
     face: ClassVar[str] = "weight"
     targets: ClassVar[tuple[str, ...]] = ("attn.q", "attn.v")
     # Which form is cheaper where a method has both `weight` and `output` (and no `factors`); linear: `output`, but only
-    # on plain products.
-    order: ClassVar[Literal["weight", "output", "linear"]] = "weight"
+    # on plain products; low rank: `factors`, whatever their rank.
+    order: Literal["weight", "output", "linear", "low rank"] = "weight"
 
     def weight(self, W: Tensor) -> Tensor:
         """The definition: (out, in) -> (out, in), in fp32."""

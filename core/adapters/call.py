@@ -189,7 +189,7 @@ class InWeightSpace(torch.autograd.Function):
         floating = x.is_floating_point()
         with torch.no_grad():
             M = change().to(dtype)
-            return op.apply(x.to(dtype) if floating else x, M, b)
+            return product(x.to(dtype), M, b) if op.linear else op.apply(x.to(dtype) if floating else x, M, b)
 
     @staticmethod
     @once_differentiable

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from core.adapters.conv_op import layout_of, stand_in
-from core.adapters.dropout import keep_mask
+from core.adapters.dropout import draw_seed, keep_mask
 from core.adapters.orders import order_of
 
 # Time of a product in a thin convolution over that in a square one: the forms cross between 3 and 4 (CPU, torch 2.13,
@@ -34,34 +34,33 @@ def thin_pays(op, x: Tensor, A: Tensor, out: int) -> bool:
 
 class LowRankConvolution(torch.autograd.Function):
     """y = conv(x, W + s B A) + b.  x (batch, channels, *positions)   W as the host stores it
-    Kept: x where A is trained, A * x where B alone is. With dropout p the change sees x * mask / (1 - p), and a byte
-    per element of x and A * x are kept too."""
+    Kept: x where A is trained, A * x where B alone is. With dropout p the change sees x * mask / (1 - p), and A * x is
+    kept too; the mask is drawn again from its seed, which is cheap beside a convolution."""
 
     @staticmethod
     def forward(ctx, x, W, b, op, scale, p, dtype, A, B):
-        seen, M, mask, h = x.to(dtype), op.full(W), None, None
+        seen, M, h = x.to(dtype), op.full(W), None
         positions = seen[:, 0].numel()
-        need_x, need_A, need_B = (ctx.needs_input_grad[i] for i in (0, 7, 8))
+        need_A, need_B = ctx.needs_input_grad[7:]
         ctx.factored = p > 0 or order_of(positions, *M.shape) == "factored"
         y = op.apply(seen, M.to(dtype) if ctx.factored else _merged(M, A, B, scale).to(dtype), b)
         keep_h = need_B and (p > 0 or not need_A)
         if p:
-            mask, scale = keep_mask(x, p), scale / (1 - p)
-            seen = seen * mask
+            ctx.seed, scale = draw_seed(), scale / (1 - p)
+            seen = seen * keep_mask(x, p, ctx.seed)
         if ctx.factored or keep_h:
             h = op.down(seen, A.to(dtype))
         if ctx.factored:
             _up(op, y, h, B.to(dtype), scale)
-        ctx.op, ctx.scale, ctx.dtype, ctx.has_bias, ctx.x_dtype = op, scale, dtype, b is not None, x.dtype
+        ctx.op, ctx.scale, ctx.p, ctx.dtype, ctx.has_bias, ctx.x_dtype = op, scale, p, dtype, b is not None, x.dtype
         ctx.shape, ctx.layout = x.shape, layout_of(x)
-        keep_mask_ = mask if need_A or need_x else None
-        ctx.save_for_backward(x if need_A else None, W, A, B, keep_mask_, h if keep_h else None)
+        ctx.save_for_backward(x if need_A else None, W, A, B, h if keep_h else None)
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx, g):
-        x, W, A, B, mask, h = ctx.saved_tensors
+        x, W, A, B, h = ctx.saved_tensors
         op, scale = ctx.op, ctx.scale
         need_x, need_A, need_B = (ctx.needs_input_grad[i] for i in (0, 7, 8))
         A_, B_ = A.to(ctx.dtype), B.to(ctx.dtype)
@@ -70,6 +69,7 @@ class LowRankConvolution(torch.autograd.Function):
         if need_x:
             M = op.full(W)
             dx = op.input_gradient(seen, (M if ctx.factored else _merged(M, A, B, scale)).to(ctx.dtype), g)
+        mask = keep_mask(seen, ctx.p, ctx.seed) if ctx.p and (need_A or need_x) else None
         if mask is not None and need_A:
             seen = seen * mask
         if h is None and need_B:

@@ -1,8 +1,9 @@
 """Dropout on the input of a low-rank change, at one byte per element.
 
 torch keeps the scaled mask and the dropped input for backward, each as large as x. Here x itself is kept, which the
-network often keeps anyway, and one byte per element for the mask. Random bytes come from 8-byte words, so p is a
-multiple of 1/256; drawing a float mask on CPU costs more than a small layer.
+network often keeps anyway, and one byte per element for the mask; beside a convolution, which costs more than its
+mask, a seed that draws it again. Random bytes come from 8-byte words, so p is a multiple of 1/256; drawing a float mask
+on CPU costs more than a small layer.
 """
 
 from __future__ import annotations
@@ -26,9 +27,17 @@ def dropped_down(x: Tensor, A: Tensor, op, p: float) -> Tensor:
     return _DroppedDown.apply(x, A, op, p)
 
 
-def keep_mask(like: Tensor, p: float) -> Tensor:
-    """(shape of `like`) uint8, 0 with probability p, else 1. Bytes compare and multiply faster than bools."""
-    words = torch.empty(-(-like.numel() // 8), dtype=torch.int64, device=like.device).random_(-(2**63), None)
+def draw_seed() -> int:
+    """From torch's own CPU generator: nothing waits for the device, and a run's seed decides it."""
+    return int(torch.randint(2**63 - 1, ()))
+
+
+def keep_mask(like: Tensor, p: float, seed: int | None = None) -> Tensor:
+    """(shape of `like`) uint8, 0 with probability p, else 1; of a seed always the same. Bytes compare and multiply
+    faster than bools."""
+    source = None if seed is None or like.is_meta else torch.Generator(like.device).manual_seed(seed)
+    words = torch.empty(-(-like.numel() // 8), dtype=torch.int64, device=like.device)
+    words.random_(-(2**63), None, generator=source)
     return words.view(torch.uint8)[: like.numel()].ge_(round(p * STEPS)).view(like.shape)
 
 

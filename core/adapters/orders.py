@@ -14,7 +14,9 @@ N rows of input, a matrix (o, i), changes of rank r:
     output     the method prefers it, or needs it (dropout);  the method's own output form
                lookups: W' would be as large as the table
     weight     any other change; a rank so high that the      W' once, dense dW' pulled back through `weight`
-               dense gradient is cheaper: o i < 2 r (o + i)
+               dense gradient is cheaper, o i < 2 r (o + i)
+               (not where the method's order is "low rank":
+               its frozen A keeps less than x)
 
 `turned`, `input`, `scaled` and `output` hold where every change has its full weight and rows of its own; sums of
 changes on the same rows are merged, factored or weight. What each order keeps: docs/design.md.
@@ -111,7 +113,8 @@ def form(ops: list[Op], methods: list, factors: list, shape: tuple[int, int], ex
     asked = any(m.needs_output() for m in methods)
     low = ops[0].linear and all(f is not None or m.gain is not None for f, m in zip(factors, methods, strict=True))
     low = low and (exact or all(m.gain is None for m in methods))
-    if low and (asked or thin(*shape, [_size(op, f, shape) for op, f in zip(ops, factors, strict=True)])):
+    wished = all(m.order == "low rank" for m in methods)
+    if low and (asked or wished or thin(*shape, [_size(op, f, shape) for op, f in zip(ops, factors, strict=True)])):
         return "low rank"
     own = exact and len(methods) == 1 and methods[0].output is not None
     preferred = methods[0].order == "output" or (methods[0].order == "linear" and ops[0].linear)

@@ -5,6 +5,7 @@ Differs     A and the B_j are uniform, frozen, of variance 1, shared by sites of
             makes them again, in bfloat16 as HF peft does. HF pairs the columns of its B with other rows of A; here they
             are put in that order when drawn: the formula stays the paper's, and equal seeds give equal adapters.
             `projection_shape` is the (out, in) of one projection for all shapes, each site taking its part.
+Order       in >= 2 out: low rank with B^T as its frozen A, which keeps n r numbers a token of x's `in`.
 Hosts       all but embeddings, where the B_j would be as large as the table.
 Shapes      W (out, in)   A (r, short)   B (long, n, r)   l (n, r)   g (n, short)
 """
@@ -14,7 +15,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from core.adapters.base import WeightMethod
+from core.adapters.base import Factors, WeightMethod
 from core.adapters.low_rank import refuses_rank
 from core.adapters.peft_form import LINEAR, PeftForm
 from core.adapters.projection import Seeded, cut, generator, largest, refuses_shape, unlike
@@ -38,11 +39,21 @@ class RandLoRA(WeightMethod, Seeded):
         self.l = nn.Parameter(W.new_zeros(self.B.shape[1], rank))
         self.g = nn.Parameter(W.new_full((self.B.shape[1], short), 1 / max(self.B.shape[1], short)))
         self.scale, self.wide = alpha / rank, W.shape[0] < W.shape[1]
+        self.order = "low rank" if self.wide and 2 * self.l.numel() <= long else "weight"
+
+    def scaled(self):
+        return (self.l[:, :, None] * self.A * self.g[:, None]).flatten(0, 1)  # (n r, short)
 
     def weight(self, W):
-        A = (self.l[:, :, None] * self.A * self.g[:, None]).flatten(0, 1)  # (n r, short)
-        change = self.scale * self.B.flatten(1) @ A
+        change = self.scale * self.B.flatten(1) @ self.scaled()
         return W + (change.T if self.wide else change)
+
+    @property
+    def factors(self):
+        return self.transposed if self.order == "low rank" else None
+
+    def transposed(self):
+        return Factors(self.B.flatten(1).T, self.scaled().T, self.scale)
 
     @classmethod
     def refuses(cls, host, shape, options):

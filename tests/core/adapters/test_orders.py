@@ -15,6 +15,7 @@ from core.adapters.methods.ia3 import IA3
 from core.adapters.methods.lora import LoRA
 from core.adapters.methods.miss import MiSS
 from core.adapters.methods.oft import OFT
+from core.adapters.methods.randlora import RandLoRA
 from tests.core.adapters.hosts_under_test import One, relative
 
 N, D, O, R = 40, 24, 32, 2
@@ -149,6 +150,19 @@ def test_a_frozen_factor_gets_no_gradient_and_x_is_not_kept(method, tokens):
     assert saved_bytes(lambda: model(x), model) == 4 * tokens * {FrozenA: R, FrozenB: D}[method]
     _, backward = flops(lambda: model(x))
     assert backward == 2 * tokens * R * {FrozenA: O, FrozenB: O + D}[method]
+
+
+def test_a_wide_randlora_keeps_what_its_frozen_bases_make_of_x():
+    """n r = 8 numbers a token of the 24 of x; a narrow one keeps x, and needs no product for it."""
+    options = {"rank": 4, "alpha": 4.0}
+    wide, x = adapted(RandLoRA, nn.Linear(D, 8), dtype=torch.float64, **options)
+    narrow, _ = adapted(RandLoRA, **options)
+    assert [summary(model).rows[0].order for model in (wide, narrow)] == ["merged > 12 rows", "weight"]
+    assert saved_bytes(lambda: wide(x), wide) - saved_bytes(lambda: wide(x[:4]), wide) == 8 * (N - 4) * 8
+    for tokens in (N, 4):
+        x = x[:tokens].clone().requires_grad_()
+        leaves = [p for p in wide._peft.parameters() if p.requires_grad]
+        assert torch.autograd.gradcheck(lambda x, *_: wide(x), (x, *leaves), fast_mode=True)
 
 
 def gradients_are_right(model, x):
