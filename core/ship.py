@@ -115,6 +115,7 @@ def merge(directory: Path, out: Path) -> str:
 
     error = None
     if not record(run.model, run.name).in_place:  # full fine-tuning: the base holds the values already
+        adapters.dequantise(run.model)  # 4 bits cannot hold W'
         error = adapters.merge(run.model, run.name, keep_backup=False).max_error
     net = adapters.network(run.model)
     out.mkdir(parents=True, exist_ok=True)

@@ -209,6 +209,7 @@ class Selection(WeightMethod):
     size: ClassVar[str] = ""
     in_place: ClassVar[bool] = False  # trains the network's own parameters: cannot be detached
     empty: ClassVar[bool] = False  # may choose nothing: only the head trains
+    vectors: ClassVar[bool] = False  # biases and norms alone: a base whose matrices are quantised has them too
 
     def __init__(self, W: Tensor):
         super().__init__()

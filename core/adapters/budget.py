@@ -20,7 +20,8 @@ from typing import Any
 from torch import nn
 
 from core.adapters import sizes
-from core.adapters.model import STATE, network
+from core.adapters.model import network
+from core.adapters.seam import base_count
 from core.errors import ConfigError, PeftError
 
 FAR = 0.1  # share of the budget by which the nearest size may miss it
@@ -78,8 +79,7 @@ def solve(
     if not option or type(options.get(option)) not in ((int, float) if cls.divides else (int,)):
         got = f"{label}, which has no size: {', '.join(options) or 'no options'}"
         raise ConfigError("adapter.budget", got, "a method with a rank, a size, a number of tokens", "leave it out")
-    base = sum(p.numel() for key, p in network(model).named_parameters() if not key.startswith(f"{STATE}."))
-    most = wanted(budget, base)
+    most = wanted(budget, base_count(network(model)))
     found = sizes.places(model, cls, targets, roles, example)
 
     widest = sizes.widest(model, cls, found, options) if cls.divides else 0

@@ -58,11 +58,12 @@ def rescaled(y: Tensor, b: Tensor | None, ops, methods) -> Tensor:
 class LowRank(torch.autograd.Function):
     """y = x (W + sum_j s_j B_j A_j)^T + b, each change on its own rows.  x (..., in)   W as the host stores it
     With dropout p_j the change sees x * mask_j / (1 - p_j). downs[j], where given, is x -> x A_j^T of a frozen A_j.
+    again, where given, is () -> W: a computed weight is computed again in backward, and not kept.
 
     Thin products keep (rank, .) first: on CPU `x.T @ h` costs up to six times what `h.T @ x` costs."""
 
     @staticmethod
-    def forward(ctx, x, W, b, ops, scales, drops, downs, dtype, *factors):
+    def forward(ctx, x, W, b, again, ops, scales, drops, downs, dtype, *factors):
         x2 = x.reshape(-1, x.shape[-1]).to(dtype)
         M = ops[0].full(W)
         ctx.order = "factored" if any(drops) else order_of(len(x2), *M.shape)
@@ -91,7 +92,8 @@ class LowRank(torch.autograd.Function):
             kept.append(h if keep else None)
         if ctx.lean and not need_x:
             masks = [None] * len(masks)
-        ctx.save_for_backward(None if ctx.lean else x, W, *factors, *masks, *kept)
+        ctx.again = again
+        ctx.save_for_backward(None if ctx.lean else x, W if again is None else None, *factors, *masks, *kept)
         return y
 
     @staticmethod
@@ -104,7 +106,7 @@ class LowRank(torch.autograd.Function):
         x2 = None if x is None else x.reshape(-1, x.shape[-1]).to(dtype)
         dx = None
         if need[0]:
-            M = ctx.ops[0].full(W)
+            M = ctx.ops[0].full(W if ctx.again is None else ctx.again())
             dx = g2 @ (_merged(M, ctx.ops, ctx.scales, factors) if ctx.order == "merged" else M).to(dtype)
         grads = []
         parts = zip(_parts(ctx.ops, ctx.scales, factors), masks, kept, *_needed(ctx), strict=True)
@@ -132,7 +134,7 @@ class LowRank(torch.autograd.Function):
             grads.append((h @ part).to(B.dtype).mul_(scale).T if need_B else None)
         db = g2.sum(0) if ctx.has_bias and need[2] else None
         dx = None if dx is None else dx.view(ctx.shape).to(ctx.x_dtype)
-        return (dx, None, db, None, None, None, None, None, *grads)
+        return (dx, None, db, None, None, None, None, None, None, *grads)
 
 
 def product(x: Tensor, M: Tensor, b: Tensor | None) -> Tensor:
@@ -149,7 +151,7 @@ def product(x: Tensor, M: Tensor, b: Tensor | None) -> Tensor:
 
 def _needed(ctx) -> tuple[tuple[bool, ...], tuple[bool, ...]]:
     """(which A, which B) want a gradient."""
-    return ctx.needs_input_grad[8::2], ctx.needs_input_grad[9::2]
+    return ctx.needs_input_grad[9::2], ctx.needs_input_grad[10::2]
 
 
 def _parts(ops, scales, factors):
@@ -175,6 +177,22 @@ def _add(y: Tensor, op, h: Tensor, Bt: Tensor, scale: float) -> None:
         y.narrow(1, op.rows.start, op.rows.size).addmm_(h, Bt, alpha=scale)
     else:
         y.index_add_(1, op.rows.index(y.device), h @ Bt, alpha=scale)
+
+
+class Frozen(torch.autograd.Function):
+    """y = x W^T + b that keeps nothing: a computed W (out, in), `make()`, is computed again for the gradient of x."""
+
+    @staticmethod
+    def forward(ctx, x, b, make):
+        W = make()
+        ctx.make, ctx.dtype, ctx.x_dtype = make, compute_dtype(x, W), x.dtype
+        return product(x.to(ctx.dtype), W.to(ctx.dtype), b)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, g):
+        dx = (g @ ctx.make().to(ctx.dtype)).to(ctx.x_dtype) if ctx.needs_input_grad[0] else None
+        return dx, g.reshape(-1, g.shape[-1]).sum(0) if ctx.needs_input_grad[1] else None, None
 
 
 class InWeightSpace(torch.autograd.Function):

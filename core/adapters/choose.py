@@ -18,7 +18,7 @@ from core.adapters import probe
 from core.adapters.base import ActivationMethod
 from core.adapters.conv_op import CONV, CONV_TRANSPOSE
 from core.adapters.hosts import stock_forward
-from core.adapters.seam import original, stored
+from core.adapters.seam import lying, original
 from core.adapters.sites import OUTPUTS, Site
 from core.adapters.state import State
 from core.errors import ConfigError, DeadSiteError, Problem, UnsupportedError
@@ -33,7 +33,7 @@ def owners_of(net: nn.Module, tensor: Tensor) -> list[tuple[str, str]]:
 
 
 def watch_sites(state: State, net: nn.Module, sites: list[Site], example: Callable) -> dict[int, dict[str, set]]:
-    tensors = [stored(net.get_submodule(s.path), s.parameter) for s in sites]
+    tensors = [lying(net.get_submodule(s.path), s.parameter) for s in sites]
     keep, state.routing.active = state.routing.active, {}
     try:
         return probe.watch(example.model, [t for t in tensors if t is not None], example)
@@ -44,7 +44,7 @@ def watch_sites(state: State, net: nn.Module, sites: list[Site], example: Callab
 def choose(net: nn.Module, site: Site, uses: dict[int, dict[str, set]]) -> tuple[str, str]:
     """(path, why) from what the probe saw; path "" means never used."""
     host = net.get_submodule(site.path)
-    tensor = host._parameters.get(site.parameter)
+    tensor = lying(host, site.parameter)
     if tensor is None:
         return "weight", "normed or derived weight"
     if isinstance(host, nn.RNNBase):

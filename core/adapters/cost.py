@@ -23,6 +23,7 @@ from torch.utils.flop_counter import (
 )
 
 from core.adapters.probe import Example, keeping, pristine, pseudo_loss
+from core.adapters.seam import base_count
 
 
 @dataclass(frozen=True)
@@ -135,7 +136,7 @@ def _leaves(loss: Tensor) -> list[Tensor]:
 def cost(model: nn.Module, name: str = "default") -> Cost:
     """What adapter `name` costs, acting alone, on the example's forward in train mode."""
     from core.adapters.io import adapter_tensors
-    from core.adapters.model import STATE, network, state_of, trainable, use
+    from core.adapters.model import network, state_of, trainable, use
 
     state, counts = state_of(model), trainable(model, name)
     run = Example(model, state.example if state.example is not None else model.example)
@@ -143,7 +144,7 @@ def cost(model: nn.Module, name: str = "default") -> Cost:
         kept, forward, backward = measure(model, run)
     heads = sum(p.numel() for key, p in counts.items() if key.startswith("head|"))
     own = sum(p.numel() for p in counts.values()) - heads
-    total = sum(p.numel() for key, p in network(model).named_parameters() if key.split(".")[0] != STATE)
+    total = base_count(network(model))
     size = sum(t.nbytes for t in adapter_tensors(model, name).values())
     return Cost(own, heads, total, own / total, size, kept, forward, backward)
 

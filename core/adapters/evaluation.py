@@ -3,12 +3,14 @@ call. `acting` is a list of (state.Part, weight)."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from core.adapters.base import WeightMethod
-from core.adapters.call import LowRank, compute_dtype, spread, without_autocast
+from core.adapters.call import Frozen, LowRank, compute_dtype, spread, without_autocast
 from core.adapters.conv_call import LowRankConvolution, thin_pays
 from core.adapters.conv_op import ConvOp
 from core.adapters.op import Op, precise
@@ -16,12 +18,17 @@ from core.adapters.orders import factors_of, pieces, turns
 from core.adapters.rotation import Turned
 
 
-def turned(x: Tensor, W: Tensor, b: Tensor | None, ops: list[Op], methods, exact: bool, dtype) -> Tensor | None:
+def turned(x: Tensor, W: Tensor, b: Tensor | None, again, ops: list[Op], methods, exact: bool, dtype) -> Tensor | None:
     """The host with the turned W', R in the adapters' precision; None where another order serves."""
-    full = ops[0].full(W)
+    full, again = ops[0].full(W), _full(ops[0], again)
     with without_autocast(x):
         found = turns(ops, methods, x, len(full), exact)
-        return None if found is None else Turned.apply(x, full, b, tuple(op.rows for op in ops), dtype, *found)
+        return None if found is None else Turned.apply(x, full, b, again, tuple(op.rows for op in ops), dtype, *found)
+
+
+def _full(op: Op, again: Callable[[], Tensor] | None) -> Callable[[], Tensor] | None:
+    """() -> the matrix of a weight that is computed again in backward."""
+    return None if again is None else lambda: op.full(again())
 
 
 def factors_in_full(methods, x: Tensor) -> list:
@@ -31,9 +38,9 @@ def factors_in_full(methods, x: Tensor) -> list:
 
 
 def low_rank(
-    x: Tensor, W: Tensor, b: Tensor | None, ops: list[Op], methods, factors, weights: list[float], dtype
+    x: Tensor, W: Tensor, b: Tensor | None, again, ops: list[Op], methods, factors, weights: list[float], dtype
 ) -> Tensor:
-    """The product with every low-rank change in place, then each output times its gain."""
+    """The product with every low-rank change in place, then each output times its gain. again   () -> W, or None"""
     low = [(op, f, w) for op, f, w in zip(ops, factors, weights, strict=True) if f is not None]
     gains = [(op, m.gain(precise(op.matrix(W)))) for op, m in zip(ops, methods, strict=True) if m.gain is not None]
     inner_bias = None if gains else b
@@ -41,9 +48,13 @@ def low_rank(
         scales, drops = [f.scale * w for _, f, w in low], [f.dropout for _, f, _ in low]
         own, downs = [op for op, _, _ in low], [f.down for _, f, _ in low]
         tensors = [t for _, f, _ in low for t in (f.A, f.B)]
-        y = LowRank.apply(x, W, inner_bias, own, scales, drops, downs, dtype, *tensors)
+        y = LowRank.apply(x, W, inner_bias, again, own, scales, drops, downs, dtype, *tensors)
     else:
-        y = F.linear(x.to(dtype), ops[0].full(W).to(dtype))
+        y = (
+            F.linear(x.to(dtype), ops[0].full(W).to(dtype))
+            if again is None
+            else Frozen.apply(x, None, _full(ops[0], again))
+        )
     if not gains:
         return y
     gain = spread(gains, y.shape[-1]).to(dtype)

@@ -113,7 +113,7 @@ def _write(host: nn.Module, parameter: str, W: Tensor, where: str) -> None:
         held.copy_(W)
         return
     inherited = getattr(original(host), parameter, None)
-    if isinstance(inherited, property):  # torch's parametrisation
+    if isinstance(inherited, property) and inherited.fset is not None:  # torch's parametrisation
         inherited.fset(host, W)
         now = inherited.fget(host)
     elif (norm := _old_weight_norm(host, parameter)) is not None:
@@ -124,7 +124,10 @@ def _write(host: nn.Module, parameter: str, W: Tensor, where: str) -> None:
         host.__dict__[parameter] = now
     else:
         raise MergeError(
-            where, type(host).__name__, "a parameter, or a norm with an inverse", "serve the adapter unmerged"
+            where,
+            original(host).__name__,
+            "a parameter, or a norm with an inverse",
+            "serve the adapter unmerged; dequantise(model) makes plain layers of 4-bit ones",
         )
     error = probe.relative(now, W)
     if error > tolerance(W.dtype):

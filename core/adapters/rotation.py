@@ -111,12 +111,13 @@ def _product(x: Tensor, R: Tensor) -> Tensor:
 class Turned(torch.autograd.Function):
     """y = x W'^T + b, W' = W blockdiag(R)^T on each change's own rows.  x (..., in)  W (out, in)  R (n, b, b) each
 
-    Saves x, W and R."""
+    Saves x, W and R; instead of W `again`, () -> W, where it is given."""
 
     @staticmethod
-    def forward(ctx, x, W, b, rows, dtype, *turns):
+    def forward(ctx, x, W, b, again, rows, dtype, *turns):
         ctx.rows, ctx.dtype, ctx.bias = rows, dtype, None if b is None else b.dtype
-        ctx.save_for_backward(x, W, *turns)
+        ctx.again = again
+        ctx.save_for_backward(x, W if again is None else None, *turns)
         return product(x.to(dtype), _turned(W, rows, turns).to(dtype), b)
 
     @staticmethod
@@ -124,10 +125,10 @@ class Turned(torch.autograd.Function):
     def backward(ctx, g):
         x, W, *turns = ctx.saved_tensors
         g2, x2 = g.reshape(-1, g.shape[-1]), x.reshape(-1, x.shape[-1]).to(ctx.dtype)
-        M = _turned(W, ctx.rows, turns).to(ctx.dtype)
+        M = _turned(W if ctx.again is None else ctx.again(), ctx.rows, turns).to(ctx.dtype)
         dx, grads, need_x = None, [None] * len(turns), ctx.needs_input_grad[0]
         for start, size, which in pieces(ctx.rows, len(M)):
-            wanted = which is not None and ctx.needs_input_grad[5 + which]
+            wanted = which is not None and ctx.needs_input_grad[6 + which]
             if not need_x and not wanted:
                 continue
             own = g2.narrow(1, start, size) @ M.narrow(0, start, size)
@@ -137,7 +138,7 @@ class Turned(torch.autograd.Function):
             if need_x:
                 dx = own if dx is None else dx.add_(own)
         db = g2.sum(0, dtype=ctx.bias) if ctx.bias is not None and ctx.needs_input_grad[2] else None
-        return (None if dx is None else dx.view(x.shape).to(x.dtype), None, db, None, None, *grads)
+        return (None if dx is None else dx.view(x.shape).to(x.dtype), None, db, None, None, None, *grads)
 
 
 def _turned(W: Tensor, rows, turns) -> Tensor:

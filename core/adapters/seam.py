@@ -36,6 +36,21 @@ def stored(host: nn.Module, name: str) -> Tensor | None:
     return None
 
 
+def lying(host: nn.Module, name: str) -> Tensor | None:
+    """The tensor that lies in the host: its parameter, or what its class makes the parameter of (`made_of`)."""
+    source = getattr(original(host), "made_of", {}).get(name)
+    return host._parameters.get(name) if source is None else host._buffers[source]
+
+
+def base_count(net: nn.Module) -> int:
+    """Parameters of the base: adapters left out, weights that are made of codes counted as weights."""
+    total = 0
+    for path, module in net.named_modules():
+        if path.split(".")[0] != "_peft":
+            total += sum(stored(module, name).numel() for name in getattr(original(module), "made_of", {}))
+    return total + sum(p.numel() for key, p in net.named_parameters() if key.split(".")[0] != "_peft")
+
+
 def original(host: nn.Module) -> type:
     """The host's own class, seen through the switch."""
     return getattr(type(host), "_original", type(host))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -195,13 +196,15 @@ class Slot(nn.Module):
         self, host: nn.Module, inner, x: Tensor, acting: list[tuple[Part, float]], y: Tensor | None = None
     ) -> Tensor:
         """The host's output with `acting` in place. `y`, where given, is the host's own output, already computed."""
-        W = host._parameters["weight"] if "weight" in host._parameters else host.weight
+        held = host._parameters.get("weight")
+        W = host.weight if held is None else held
+        again = partial(getattr, host, "weight") if held is None else None
         b = getattr(host, "bias", None)
         ops = [part.op for part, _ in acting]
         methods: list[WeightMethod] = [self.methods[part.method] for part, _ in acting]
         exact = self.exact(acting)
         dtype = compute_dtype(x, W)
-        if y is None and (turned := evaluation.turned(x, W, b, ops, methods, exact, dtype)) is not None:
+        if y is None and (turned := evaluation.turned(x, W, b, again, ops, methods, exact, dtype)) is not None:
             return rescaled(turned, b, ops, methods)
         if y is None and (moved := inputs(ops, methods, x, exact)) is not None:
             y = inner(moved[0]) if ops[0].rows is None else evaluation.piecewise(x, W, b, ops, moved)
@@ -227,10 +230,15 @@ class Slot(nn.Module):
             return evaluation.whole(ops[0]).apply(x, self.matrix(W, acting).to(dtype), b)
         with without_autocast(x):
             if order == "low rank":
-                return evaluation.low_rank(x, W, b, ops, methods, factors, [w for _, w in acting], dtype)
+                return evaluation.low_rank(x, W, b, again, ops, methods, factors, [w for _, w in acting], dtype)
             parameters = [p for m in methods for p in m.parameters()]
             return InWeightSpace.apply(
-                x, b, lambda: self.matrix(W, acting), evaluation.whole(ops[0]), dtype, *parameters
+                x,
+                b,
+                lambda: self.matrix(held if again is None else again(), acting),
+                evaluation.whole(ops[0]),
+                dtype,
+                *parameters,
             )
 
     def mixed(self, host: nn.Module, inner, x: Tensor, y: Tensor | None = None) -> Tensor:

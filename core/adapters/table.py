@@ -13,7 +13,7 @@ from torch import nn
 from core.adapters import choose, methods, orders, probe, tokens
 from core.adapters.hosts import op_for
 from core.adapters.model import STATE, _untied, network, state_of, trainable
-from core.adapters.seam import stored
+from core.adapters.seam import base_count, stored
 from core.adapters.sites import Site, choose_targets, resolve
 from core.adapters.state import Adapter, Bound, State
 
@@ -147,7 +147,7 @@ def summary(model: nn.Module, name: str | None = None) -> Summary:
     infos = adapters(model)
     return Summary(
         rows,
-        sum(p.numel() for k, p in net.named_parameters() if not k.startswith(f"{STATE}.")),
+        base_count(net),
         sum(infos[a.name].head_parameters for a in chosen),
         sum(infos[a.name].parameters for a in chosen),
         list(state.thinned),
@@ -198,7 +198,7 @@ def plan(
     roles = dict(roles if roles is not None else getattr(model, "roles", {}))
     merged = {**methods.options(cls), **options}
     targets = choose_targets(targets, cls.targets, cls.face, roles)
-    base = sum(p.numel() for p in net.parameters())
+    base = base_count(net)
     rows: list[Row] = []
     if cls.face == "selection" and cls.in_place:
         chosen = cls.select(net, roles, targets, **merged)

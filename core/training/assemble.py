@@ -34,7 +34,12 @@ class Parts(NamedTuple):
 def make(cfg: DictConfig, part: str, seed: int) -> Any:
     """The object that `cfg[part]` describes, built with every random draw a function of (seed, part)."""
     torch.manual_seed(derive(seed, part))
-    return _instantiated(cfg[part])
+    found = _instantiated(cfg[part])
+    if part == "backbone" and cfg.get("quantise"):
+        from core.adapters import quantise
+
+        quantise(found)
+    return found
 
 
 def optim(cfg: DictConfig) -> Optim:
@@ -114,7 +119,19 @@ def settings(cfg: DictConfig) -> dict[str, Any]:
         else:
             flat[at] = node
 
-    for key in ("seed", "backbone", "data", "task", "adapter", "optim", "loader", "trainer", "metric", "run"):
+    for key in (
+        "seed",
+        "backbone",
+        "data",
+        "task",
+        "adapter",
+        "optim",
+        "loader",
+        "trainer",
+        "metric",
+        "quantise",
+        "run",
+    ):
         walk(plain.get(key), key)
     flat.pop("loader.workers", None)
     return flat

@@ -13,6 +13,8 @@ from core.adapters.selection import choose, is_bias
 
 
 class BitFit(Selection):
+    vectors = True
+
     @classmethod
     def select(cls, net, roles, targets=()):
         return choose(

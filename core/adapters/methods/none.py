@@ -12,6 +12,7 @@ from core.errors import ConfigError
 
 
 class Probe(Selection):
+    vectors = True
     empty = True
 
     @classmethod

@@ -15,6 +15,7 @@ from core.adapters.sites import resolve
 
 
 class Norm(Selection):
+    vectors = True
     peft = PeftForm("LN_TUNING", names=("ln_tuning_layers",), whole=True)
 
     @classmethod
