@@ -3,8 +3,6 @@ call. `acting` is a list of (state.Part, weight)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -20,15 +18,10 @@ from core.adapters.rotation import Turned
 
 def turned(x: Tensor, W: Tensor, b: Tensor | None, again, ops: list[Op], methods, exact: bool, dtype) -> Tensor | None:
     """The host with the turned W', R in the adapters' precision; None where another order serves."""
-    full, again = ops[0].full(W), _full(ops[0], again)
+    full, made = ops[0].full(W), None if again is None else lambda: ops[0].full(again())
     with without_autocast(x):
         found = turns(ops, methods, x, len(full), exact)
-        return None if found is None else Turned.apply(x, full, b, again, tuple(op.rows for op in ops), dtype, *found)
-
-
-def _full(op: Op, again: Callable[[], Tensor] | None) -> Callable[[], Tensor] | None:
-    """() -> the matrix of a weight that is computed again in backward."""
-    return None if again is None else lambda: op.full(again())
+        return None if found is None else Turned.apply(x, full, b, made, tuple(op.rows for op in ops), dtype, *found)
 
 
 def factors_in_full(methods, x: Tensor) -> list:
@@ -49,12 +42,10 @@ def low_rank(
         own, downs = [op for op, _, _ in low], [f.down for _, f, _ in low]
         tensors = [t for _, f, _ in low for t in (f.A, f.B)]
         y = LowRank.apply(x, W, inner_bias, again, own, scales, drops, downs, dtype, *tensors)
+    elif again is not None:
+        y = Frozen.apply(x.to(dtype), None, lambda: ops[0].full(again()).to(dtype))
     else:
-        y = (
-            F.linear(x.to(dtype), ops[0].full(W).to(dtype))
-            if again is None
-            else Frozen.apply(x, None, _full(ops[0], again))
-        )
+        y = F.linear(x.to(dtype), ops[0].full(W).to(dtype))
     if not gains:
         return y
     gain = spread(gains, y.shape[-1]).to(dtype)

@@ -51,7 +51,8 @@ def test_refuses_what_it_cannot_read(tmp_path, text, says):
     assert caught.value.code == 3
 
 
-def test_a_finished_run_answers_new_prompts(tmp_path):
+@pytest.mark.parametrize("quantise", ["null", "nf4"])
+def test_a_finished_run_answers_new_prompts(tmp_path, quantise):
     """train -> adapter -> predict, through configs alone; a batch answers what each prompt gets alone."""
     from core.compose import compose
     from core.ship import merge
@@ -63,7 +64,7 @@ def test_a_finished_run_answers_new_prompts(tmp_path):
     overrides = [
         "backbone=hf", f"backbone.source={base}", "backbone.pretrained=false", "data=jsonl", f"data.path={data}",
         "data.split=given", "adapter=lora", "adapter.rank=2", "task.max_new_tokens=6", "trainer.max_steps=3",
-        "run.audit=warn",
+        "run.audit=warn", f"quantise={quantise}",
     ]  # fmt: skip
     record = run(compose("text", overrides), tmp_path / "run")
     assert record.status == "done" and record.primary.name == "rouge_l" and record.certificate.reload_equal
