@@ -79,9 +79,10 @@ def masked_input_gradient(dx: Tensor, mask: Tensor, A: Tensor, gB: Tensor, scale
 class _DroppedDown(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, A, op, p):
-        mask = keep_mask(x, p)
-        ctx.op, ctx.scale = op, 1 / (1 - p)
-        ctx.save_for_backward(x, A, mask)
+        ctx.seed = None if op.linear else draw_seed()
+        mask = keep_mask(x, p, ctx.seed)
+        ctx.op, ctx.p, ctx.scale = op, p, 1 / (1 - p)
+        ctx.save_for_backward(x, A, mask if op.linear else None)
         return op.down(x * mask, A * ctx.scale)
 
     @staticmethod
@@ -94,6 +95,7 @@ class _DroppedDown(torch.autograd.Function):
             rows = [t if t is None else t.reshape(-1, t.shape[-1]) for t in (cast, mask, dx)]
             dA, _ = masked_gradients(*rows[:2], scaled, g.reshape(-1, g.shape[-1]).T, rows[2], 1.0)
         else:
+            mask = keep_mask(x, ctx.p, ctx.seed)
             dx, dA = ctx.op.down_gradients(cast * mask, scaled, g, need)
             dx = None if dx is None else dx.mul_(mask)
         return (None if dx is None else dx.to(x.dtype)), dA.to(A.dtype) * ctx.scale, None, None

@@ -42,6 +42,8 @@ def test_factors_are_the_weight_form(variant, host):
     accepted(variant, op, layer)
     M = op.matrix(layer.weight)
     method = shaken(variant.on(M))
+    if method.factors is None:
+        pytest.skip("low rank only where in >= 2 out: test_orders.py")
     A, B, scale, *_ = method.factors()
     gain = 1 if method.gain is None else method.gain(M)[:, None]
     assert relative(gain * (M + scale * B @ A), method.weight(M)) <= 1e-6
