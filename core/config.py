@@ -62,7 +62,7 @@ def plain(cfg: Any) -> dict[str, Any]:
     from omegaconf import OmegaConf
 
     found = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=False)
-    if isinstance(found, dict) and "methods" not in (found.get("sweep") or {"methods"}):
+    if isinstance(found, dict) and {p.name for p in SWEEP} - set(found.get("sweep") or {}):
         found["sweep"] = None  # `~sweep`: what an experiment changes of the preset is left over
     if isinstance(found, dict) and isinstance(found.get("adapter"), dict):
         whole, problems = expand(found["adapter"])

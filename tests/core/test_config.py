@@ -240,8 +240,15 @@ def test_an_unknown_field():
 def test_a_preset_is_left_out_with_a_tilde_not_with_null():
     with pytest.raises(ConfigError, match="~sweep"):
         compose("protein", ["sweep=null"])
-    left = compose("protein", ["+experiment=her2_sapiens", "~sweep"])
-    assert "methods" not in left.sweep and plain(left)["sweep"] is None  # what the experiment changed is no sweep
+
+
+@pytest.mark.parametrize(
+    ("field", "name"),
+    [(f, n) for f in catalog.domains() for n in catalog.groups(f).get("experiment", {}) if n != "demo"],
+)
+def test_an_experiment_without_its_sweep_is_one_run(field, name):
+    """What it changes of the preset is left over, and is no sweep."""
+    assert plain(compose(field, [f"+experiment={name}", "~sweep"]))["sweep"] is None
 
 
 def test_scratch_is_never_pretrained():
