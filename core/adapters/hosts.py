@@ -23,9 +23,7 @@ def is_transposed_linear(host: nn.Module) -> bool:
 def stock_forward(host: nn.Module) -> bool:
     """True where the class runs its known base's own forward, so that `op.apply` is what it computes."""
     original = getattr(type(host), "_original", type(host))  # seen through our own class switch
-    if is_transposed_linear(host) or hasattr(
-        original, "made_of"
-    ):  # a weight made of codes: its class knows the product
+    if is_transposed_linear(host) or hasattr(original, "made_of"):  # 4-bit weights: a Linear's product all the same
         return True
     known = next((k for k in STOCK if isinstance(host, k)), None)
     if known is None or original.forward is not known.forward or "forward" in host.__dict__:

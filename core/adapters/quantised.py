@@ -30,13 +30,7 @@ LEVELS = torch.tensor([
     -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,
     0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0,
 ])  # fmt: skip
-
-
-@functools.cache
-def _pairs(device: torch.device) -> Tensor:
-    """(256, 2): the two levels of a byte."""
-    byte = torch.arange(256)
-    return torch.stack([LEVELS[byte // 16], LEVELS[byte % 16]], 1).to(device)
+PAIRS = torch.stack([LEVELS.repeat_interleave(16), LEVELS.repeat(16)], 1)  # (256, 2): the two levels of a byte
 
 
 def encode(W: Tensor) -> tuple[Tensor, Tensor]:
@@ -51,7 +45,7 @@ def encode(W: Tensor) -> tuple[Tensor, Tensor]:
 
 def decode(codes: Tensor, scales: Tensor, shape: tuple[int, ...]) -> Tensor:
     """fp32"""
-    found = F.embedding(codes.int(), _pairs(codes.device)).view(-1, BLOCK).mul_(scales[:, None].float())
+    found = F.embedding(codes.int(), PAIRS.to(codes.device)).view(-1, BLOCK) * scales[:, None]
     return found.flatten()[: torch.Size(shape).numel()].view(shape)
 
 
