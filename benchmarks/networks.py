@@ -25,23 +25,8 @@ def llama(width: int = 320, layers: int = 4, batch: int = 8):
              "attn.out": f"{a}.self_attn.o_proj", "mlp.gate": f"{a}.mlp.gate_proj", "mlp.in": f"{a}.mlp.up_proj",
              "mlp.out": f"{a}.mlp.down_proj"}  # fmt: skip
     x = torch.randint(0, 1024, (batch, 256))
-
-    def loss(model, inputs=None):
-        if inputs is not None:
-            return model(inputs_embeds=inputs, labels=x, use_cache=False).loss
-        return model(input_ids=x, labels=x, use_cache=False).loss
-
-    def entrance(model):
-        return model.get_input_embeddings()(x).detach().requires_grad_(True)
-
-    return (
-        (lambda: LlamaForCausalLM(config)),
-        roles,
-        ((), {"input_ids": x[:1, :16], "use_cache": False}),
-        loss,
-        entrance,
-        LINEAR,
-    )
+    example = ((), {"input_ids": x[:1, :16], "use_cache": False})
+    return (lambda: LlamaForCausalLM(config)), roles, example, *_reading(x, use_cache=False), LINEAR
 
 
 def esm2():
@@ -59,18 +44,28 @@ def esm2():
     }  # fmt: skip
     x = torch.randint(4, 24, (8, 254))
     mask = torch.ones_like(x)
-
-    def loss(model, inputs=None):
-        if inputs is not None:
-            return model(inputs_embeds=inputs, attention_mask=mask, labels=x).loss
-        return model(input_ids=x, attention_mask=mask, labels=x).loss
-
-    def entrance(model):
-        return model.get_input_embeddings()(x).detach().requires_grad_(True)
-
     example = ((), {"input_ids": x[:1, :16], "attention_mask": mask[:1, :16]})
     targets = ["query", "key", "value", "attention.output.dense", "intermediate.dense", "output.dense"]
-    return (lambda: EsmForMaskedLM(config)), roles, example, loss, entrance, targets
+    return (lambda: EsmForMaskedLM(config)), roles, example, *_reading(x, attention_mask=mask), targets
+
+
+def _reading(x, **fixed):
+    """(loss, entrance) of a network that reads ids x, or their embeddings."""
+
+    def loss(model, inputs=None):
+        read = {"input_ids": x} if inputs is None else {"inputs_embeds": inputs}
+        return model(**read, labels=x, **fixed).loss
+
+    return loss, lambda model: model.get_input_embeddings()(x).detach().requires_grad_(True)
+
+
+def _looking(x):
+    """(loss, entrance) of a network that looks at images x."""
+
+    def loss(model, inputs=None):
+        return model(x if inputs is None else inputs).square().mean()
+
+    return loss, lambda model: x.clone().requires_grad_(True)
 
 
 def vit():
@@ -83,14 +78,7 @@ def vit():
         "attn.out": "blocks.*.attn.proj", "mlp.in": "blocks.*.mlp.fc1", "mlp.out": "blocks.*.mlp.fc2",
     }  # fmt: skip
     x = torch.randn(8, 3, 224, 224)
-    return (
-        build,
-        roles,
-        ((x[:1],), {}),
-        _image_loss(x),
-        lambda model: x.clone().requires_grad_(True),
-        ["qkv", "attn.proj", "fc1", "fc2"],
-    )
+    return build, roles, ((x[:1],), {}), *_looking(x), ["qkv", "attn.proj", "fc1", "fc2"]
 
 
 def resnet():
@@ -103,14 +91,7 @@ def resnet():
     roles = {"conv": [n for n, m in model.named_modules() if isinstance(m, nn.Conv2d)]}
     x = torch.randn(8, 3, 224, 224)
     targets = r".*(conv\d|downsample\.0)"
-    return build, roles, ((x[:1],), {}), _image_loss(x), lambda model: x.clone().requires_grad_(True), targets
-
-
-def _image_loss(x):
-    def loss(model, inputs=None):
-        return model(x if inputs is None else inputs).square().mean()
-
-    return loss
+    return build, roles, ((x[:1],), {}), *_looking(x), targets
 
 
 def unet3d():
@@ -124,14 +105,7 @@ def unet3d():
     convs = [n for n, m in build().named_modules() if isinstance(m, nn.Conv3d) and m.kernel_size == (3, 3, 3)]
     roles = {"conv": convs}
     x = torch.randn(1, 1, 64, 64, 64)
-    return (
-        build,
-        roles,
-        ((x[:, :, :16, :16, :16],), {}),
-        _image_loss(x),
-        lambda model: x.clone().requires_grad_(True),
-        convs,
-    )
+    return build, roles, ((x[:, :, :16, :16, :16],), {}), *_looking(x), convs
 
 
 NETWORKS = {

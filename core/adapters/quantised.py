@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from core.adapters.call import Frozen
+from core.adapters.choose import owners_of
 from core.adapters.seam import ADAPTERS, computed_class, original
 from core.adapters.sites import MATRICES, resolve
 from core.errors import ConfigError, UnsupportedError
@@ -86,11 +87,7 @@ def quantise(model: nn.Module) -> list[str]:
     net, roles = network(model), getattr(model, "roles", {})
     own = [role for role in MATRICES if role in roles]
     paths = list(dict.fromkeys(site.path for site in resolve(net, roles, own))) if own else []
-    counts: dict[int, int] = {}
-    for module in net.modules():
-        for p in module._parameters.values():
-            counts[id(p)] = counts.get(id(p), 0) + 1
-    plain = [p for p in paths if type(m := net.get_submodule(p)) is nn.Linear and counts[id(m.weight)] == 1]
+    plain = [p for p in paths if type(m := net.get_submodule(p)) is nn.Linear and len(owners_of(net, m.weight)) == 1]
     if not plain:
         kinds = ", ".join(sorted({type(net.get_submodule(path)).__name__ for path in paths})) or "no matrices"
         raise UnsupportedError("quantise", f"a network of {kinds}", "a network with Linear layers", "quantise=null")
