@@ -114,7 +114,8 @@ def _unknown_options(override: Override, groups: dict[str, dict[str, Path]]) -> 
         value = override.value()
         values = value if isinstance(value, list) else [value]
     allowed = ", ".join(options)
-    found = [Problem(group, "null", allowed, f"type `~{group}` to go without") for v in values if v is None]
+    without = f"{group}=none" if "none" in options else f"~{group}"
+    found = [Problem(group, "null", allowed, f"type `{without}` to go without") for v in values if v is None]
     unknown = [str(v) for v in values if v is not None and str(v) not in options]
     return found + [Problem(group, v, allowed, did_you_mean(v, options)) for v in unknown]
 

@@ -81,6 +81,8 @@ def find(cfg: Mapping[str, Any]) -> list[Problem]:
         node = cfg.get(part)
         if isinstance(node, Mapping):
             found += _adapter(node, allowed) if part == "adapter" else _target(part, node, needed=True)
+    if isinstance(cfg.get("quantise"), Mapping) and cfg["quantise"]:
+        found += _target("quantise", cfg["quantise"], needed=True)
     for name, target in SECTIONS.items():
         if isinstance(cfg.get(name), Mapping):
             found += _target(name, {"_target_": target, **cfg[name]})
@@ -149,8 +151,9 @@ def _constructor(where: str, node: Mapping[str, Any], definition: Definition) ->
     given = {key: value for key, value in node.items() if key not in _HYDRA_KEYS}
     if definition.open or "_args_" in node:
         return []
-    found = _keys(where, given, definition.parameters)
-    if not node.get("_partial_"):
+    rest = bool(node.get("_partial_"))  # what has no default is given later, by the caller
+    found = _keys(where, given, [p for p in definition.parameters if not (rest and p.required)])
+    if not rest:
         missing = [p for p in definition.parameters if p.required and p.name not in given]
         found += [Problem(f"{where}.{p.name}", "missing", _words(p.annotation)) for p in missing]
     return found

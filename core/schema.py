@@ -24,7 +24,7 @@ TOP = schema("""
     run: dict
     choices: dict
     threads: int | None
-    quantise: Literal['nf4'] | None
+    quantise: dict | None
     metric: dict | None
     sweep: dict | None
     tuning: dict | None

@@ -12,6 +12,7 @@ from typing import ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from core.adapters.op import Rows
 from core.errors import ConfigError
 
 
@@ -81,6 +82,12 @@ class WeightMethod(Method):
     def weight(self, W: Tensor) -> Tensor:
         """The definition: (out, in) -> (out, in), in fp32."""
         raise NotImplementedError
+
+    # Where some site must have 4-bit weights: why, and what to do to a network of full ones.
+    needs_codes: ClassVar[str] = ""
+
+    def start(self, host: nn.Module, rows: Rows | None) -> None:
+        """Called once, after the constructor: for starts that a host keeps for its sites. rows: None is all of them."""
 
     # Optional: (x, y, op, W, b) -> host output with W' in W's place, y being the host's own output, bias included.
     output: ClassVar[Callable | None] = None

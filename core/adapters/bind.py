@@ -13,7 +13,7 @@ from core.adapters import choose
 from core.adapters.base import ActivationMethod, Method
 from core.adapters.hosts import op_for
 from core.adapters.op import precise
-from core.adapters.seam import ADAPTERS, original, stored, switch, unswitch
+from core.adapters.seam import ADAPTERS, coded, original, stored, switch, unswitch
 from core.adapters.sites import Site
 from core.adapters.state import Adapter, Bound, Part, Slot, State
 from core.errors import ConfigError, DeadSiteError, Problem, UnsupportedError
@@ -135,6 +135,8 @@ def release(state: State, net: nn.Module) -> None:
 
 def bind_weight(state: State, net: nn.Module, adapter: Adapter, cls, sites: list[Site], example, path: str) -> None:
     """Bind a weight method or a selection at its sites, each by the path that its host needs."""
+    if cls.needs_codes and not any(coded(net.get_submodule(site.path)) for site in sites):
+        raise ConfigError("adapter", f"{adapter.method} on full weights", "a base with 4-bit layers", cls.needs_codes)
     uses = choose.watch_sites(state, net, sites, example)
     problems = []
     for site in sites:
@@ -174,6 +176,7 @@ def bind_weight(state: State, net: nn.Module, adapter: Adapter, cls, sites: list
             )
             continue
         method = cls(precise(W), **options).to(W.device)
+        method.start(host, site.rows)
         install(state, net, adapter, site, kind, why, method, op, tuple(W.shape))
     shapes = [bound.shape for bound in adapter.bound]
     if shapes and not problems and (reason := cls.refuses_all(shapes, adapter.options)):

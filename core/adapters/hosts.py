@@ -6,6 +6,7 @@ from torch import nn
 
 from core.adapters.conv_op import CONV, CONV_TRANSPOSE, ConvOp, ConvTransposeOp
 from core.adapters.op import EmbeddingOp, LinearOp, Op, Rows, TensorOp, TransposedLinearOp
+from core.adapters.seam import coded, original
 
 STOCK: dict[type, type[Op]] = {
     nn.Linear: LinearOp,
@@ -22,11 +23,10 @@ def is_transposed_linear(host: nn.Module) -> bool:
 
 def stock_forward(host: nn.Module) -> bool:
     """True where the class runs its known base's own forward, so that `op.apply` is what it computes."""
-    original = getattr(type(host), "_original", type(host))  # seen through our own class switch
-    if is_transposed_linear(host) or hasattr(original, "made_of"):  # 4-bit weights: a Linear's product all the same
+    if is_transposed_linear(host) or coded(host):  # 4-bit weights: a Linear's product all the same
         return True
     known = next((k for k in STOCK if isinstance(host, k)), None)
-    if known is None or original.forward is not known.forward or "forward" in host.__dict__:
+    if known is None or original(host).forward is not known.forward or "forward" in host.__dict__:
         return False
     # These change what a lookup returns, or the table itself.
     return not (known is nn.Embedding and (host.max_norm is not None or host.sparse or host.scale_grad_by_freq))

@@ -15,6 +15,8 @@ from torch import nn
 from core.adapters import methods
 from core.adapters.hosts import op_for
 from core.adapters.op import Rows
+from core.adapters.quantised import code
+from core.adapters.seam import coded
 from core.errors import PeftError
 
 
@@ -33,6 +35,11 @@ class Standardised(nn.Conv2d):
         rows = self.weight.flatten(1)
         rows = (rows - rows.mean(1, keepdim=True)) / (rows.std(1, keepdim=True) + 1e-6)
         return self._conv_forward(x, rows.view_as(self.weight), self.bias)
+
+
+def _coded(layer: nn.Linear) -> nn.Linear:
+    code(layer)
+    return layer
 
 
 class Whole(nn.Module):
@@ -63,6 +70,7 @@ class Kind:
 WEIGHT = [
     Kind("linear", "Linear; GPT-2's Conv1D", lambda: nn.Linear(768, 768)),
     Kind("rows", "rows of a fused projection, interleaved too", lambda: nn.Linear(768, 2304), rows=Rows(0, 768)),
+    Kind("4-bit", "Linear of 4-bit weights, rows too", lambda: _coded(nn.Linear(768, 768))),
     Kind("conv", "Conv1d, 2d, 3d: strided, dilated, any padding", lambda: nn.Conv2d(64, 128, 3)),
     Kind("1x1", "convolution with a kernel of 1", lambda: nn.Conv2d(64, 128, 1)),
     Kind("grouped", "grouped convolution", lambda: nn.Conv2d(64, 128, 3, groups=4)),
@@ -122,16 +130,26 @@ def row(name: str, options: dict | None = None) -> list[Cell]:
         no = f"it gives {WANTED[cls.seam]}: a port with {' or '.join(s for s, w in SERVES.items() if cls.seam in w)}"
         return [Cell(seam, "" if cls.seam in wants else no) for seam, wants in SERVES.items()]
     kinds = {"weight": WEIGHT, "activation": ACTIVATION}.get(cls.face, [])
-    return [Cell(kind.name, _adapted(cls, kind, options) if kind.x else _asked(cls, kind, options)) for kind in kinds]
+    return [Cell(kind.name, _refusal(cls, kind, options)) for kind in kinds]
 
 
-def _asked(cls: type, kind: Kind, options: dict) -> str:
-    """The reason that a weight method gives on a kind; nothing is allocated."""
-    with torch.device("meta"):
-        layer = kind.make()
-    op = op_for(layer, kind.parameter, kind.rows)
-    shape = tuple(op.matrix(getattr(layer, kind.parameter)).shape)
-    return cls.refuses(op.kind, shape, cls.options_for("", {**methods.options(cls), **options}))
+def _refusal(cls: type, kind: Kind, options: dict) -> str:
+    """Asked on shapes alone; where that says too little, on a layer that is really adapted."""
+    said = ""
+    if cls.face == "weight":
+        with torch.device("meta"):
+            layer = kind.make()
+        own = cls.options_for("", {**methods.options(cls), **options})
+        said = asked(cls, layer, kind.parameter, kind.rows, own)
+    return said or (_adapted(cls, kind, options) if kind.x else "")
+
+
+def asked(cls: type, layer: nn.Module, parameter: str, rows: Rows | None, options: dict) -> str:
+    """The reason that a weight method gives on a layer, alone in its network; options: all of them."""
+    op = op_for(layer, parameter, rows)
+    if cls.needs_codes and not coded(layer):
+        return cls.needs_codes
+    return cls.refuses(op.kind, tuple(op.matrix(getattr(layer, parameter)).shape), options)
 
 
 def _adapted(cls: type, kind: Kind, options: dict) -> str:

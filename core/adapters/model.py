@@ -21,7 +21,7 @@ from torch import nn
 
 from core.adapters import bind, combine, influence, live, methods, probe
 from core.adapters import thin as thin_layers
-from core.adapters.seam import original
+from core.adapters.seam import coded
 from core.adapters.sites import Site, choose_targets, resolve
 from core.adapters.state import Adapter, State
 from core.errors import ConfigError, Problem, UnsupportedError, did_you_mean
@@ -205,12 +205,9 @@ def _bind(model, net, state: State, adapter: Adapter, cls, roles, run, path) -> 
         sites = resolve(net, roles, adapter.targets)
         bind.bind_activation(state, net, adapter, cls, sites, run, getattr(model, "channel_axis", {}))
     elif cls.face == "selection":
-        coded = [path for path, module in net.named_modules() if hasattr(original(module), "made_of")]
-        if coded and not cls.vectors:
-            fix = "quantise=null, or an adapter beside the base"
-            raise UnsupportedError(
-                "adapter", f"{adapter.method} on 4-bit weights: {coded[0]}, ...", "full weights", fix
-            )
+        if not cls.vectors and (found := [path for path, module in net.named_modules() if coded(module)]):
+            got = f"{adapter.method} on 4-bit weights: {found[0]}, ..."
+            raise UnsupportedError("adapter", got, "full weights", "quantise=none, or an adapter beside the base")
         if cls.in_place:
             from core.adapters.io import fingerprint
 

@@ -42,6 +42,11 @@ def lying(host: nn.Module, name: str) -> Tensor | None:
     return host._parameters.get(name) if source is None else host._buffers[source]
 
 
+def coded(host: nn.Module) -> bool:
+    """Whether the host's weight is made of codes: 4 bits."""
+    return hasattr(original(host), "made_of")
+
+
 def base_count(net: nn.Module) -> int:
     """Parameters of the base: adapters left out, weights that are made of codes counted as weights."""
     total = 0

@@ -35,11 +35,14 @@ def make(cfg: DictConfig, part: str, seed: int) -> Any:
     """The object that `cfg[part]` describes, built with every random draw a function of (seed, part)."""
     torch.manual_seed(derive(seed, part))
     found = _instantiated(cfg[part])
-    if part == "backbone" and cfg.get("quantise"):
-        from core.adapters import quantise
+    return quantised(cfg, found) if part == "backbone" else found
 
-        quantise(found)
-    return found
+
+def quantised(cfg: DictConfig, backbone: Backbone) -> Backbone:
+    """The backbone with the weights that `cfg.quantise` asks for."""
+    if cfg.get("quantise"):
+        _instantiated(cfg.quantise)(backbone)
+    return backbone
 
 
 def optim(cfg: DictConfig) -> Optim:

@@ -55,7 +55,7 @@ def describe(record: Record, cfg, model, name: str, module: PeftModule, parts, l
     if cfg.adapter.get("budget") is not None:
         record.options["budget"] = cfg.adapter.budget
     if cfg.get("quantise"):  # one method on two bases is two settings
-        record.options["quantise"] = cfg.quantise
+        record.options["quantise"] = (cfg.get("choices") or {}).get("quantise")
     record.paths = {kind: sum(row.path == kind for row in table.rows) for kind in sorted({r.path for r in table.rows})}
     record.trainable = info.parameters - module.optim.rule.spared(module.tensors)
     record.head_trainable = info.head_parameters

@@ -15,6 +15,7 @@ from core.adapters import methods
 from core.adapters.base import WeightMethod
 from core.adapters.hosts import op_for
 from core.adapters.op import Op, Rows
+from core.adapters.quantised import code
 
 
 class Conv1D(nn.Module):
@@ -80,6 +81,17 @@ def old(norm: Callable, *args, **options) -> Callable[[nn.Module], nn.Module]:
 old_weight_norm = old(nn.utils.weight_norm)
 old_spectral_norm = old(nn.utils.spectral_norm)
 weight_norm, spectral_norm = nn.utils.parametrizations.weight_norm, nn.utils.parametrizations.spectral_norm
+
+
+def four_bits(rows: Rows | None = None) -> Callable[[nn.Module], nn.Module]:
+    """With a start of rank 2, where LoftQ begins."""
+
+    def coded(layer):
+        with torch.no_grad():
+            code(layer, {rows: op_for(layer, "weight", rows)}, rank=2, steps=3)
+        return layer
+
+    return coded
 
 
 @dataclass(frozen=True)
@@ -201,6 +213,8 @@ DERIVED = [
     Host("spectral_norm", lambda: nn.Linear(6, 8), (3, 5, 6), norm=spectral_norm),
     Host("spectral_norm_conv", lambda: nn.Conv2d(3, 6, 3), (2, 3, 7, 6), norm=spectral_norm),
     Host("spectral_norm_old", lambda: nn.Linear(6, 8), (3, 5, 6), norm=old_spectral_norm),
+    Host("four_bits", lambda: nn.Linear(6, 8), (3, 5, 6), norm=four_bits()),
+    Host("four_bits_rows", lambda: nn.Linear(6, 24), (3, 5, 6), Rows(16, 8), norm=four_bits(Rows(16, 8, 1, 24))),
     Host("experts", lambda: Experts(3, 8, 6), (3, 4, 6), parameter="up"),
     Host("experts_gate", lambda: Experts(3, 16, 6), (3, 4, 6), Rows(8, 8, groups=3, stride=16), parameter="up"),
     Host("standardised_conv", lambda: ScaledStdConv2d(3, 6, 3), (2, 3, 7, 6)),

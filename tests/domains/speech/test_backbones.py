@@ -1,5 +1,6 @@
 """Every backbone, tiny and random: roles alive, merges exact, presets attach or say why not, padding inert, faults."""
 
+import copy
 import json
 import pickle
 from itertools import product
@@ -45,6 +46,7 @@ REFUSED = {  # (preset, backbone) that has no place, and a word of the reason; b
     **dict.fromkeys(product(["ladder"], ["fastspeech", "speecht5", "hifigan"]), "blocks of one shape"),
     **dict.fromkeys(product(["rslora", "hira", "lora_xs"], ["hifigan"]), "is larger than every layer"),
     ("compacter", "hifigan"): "n divides the width",
+    **dict.fromkeys(product(["qlora", "loftq"], ["hifigan"]), "a network with Linear layers"),
     ("norm", "hifigan"): "no norm",
     ("attention_only", "hifigan"): "no attention",
 }
@@ -91,11 +93,12 @@ def test_every_role_is_alive_and_weights_merge_exactly(backbone):
 def test_every_preset_attaches_or_says_why_not(backbone, preset, request):
     cfg = compose("speech", [f"adapter={preset}", *GIVEN.get(preset, [])])
     reason = REFUSED.get((preset, request.node.callspec.params["backbone"]))
+    backbone = copy.deepcopy(backbone) if cfg.quantise else backbone
     if reason:
         with pytest.raises(PeftError, match=reason):
-            assemble.adapt(cfg, backbone, None)
+            assemble.adapt(cfg, assemble.quantised(cfg, backbone), None)
         return
-    assemble.adapt(cfg, backbone, None)
+    assemble.adapt(cfg, assemble.quantised(cfg, backbone), None)
     assert preset == "none" or any(part.sites for part in adapters(backbone).values()) or backbone._peft.tokens
     detach(backbone)
 

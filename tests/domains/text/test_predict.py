@@ -51,8 +51,8 @@ def test_refuses_what_it_cannot_read(tmp_path, text, says):
     assert caught.value.code == 3
 
 
-@pytest.mark.parametrize("quantise", ["null", "nf4"])
-def test_a_finished_run_answers_new_prompts(tmp_path, quantise):
+@pytest.mark.parametrize("adapter, quantise", [("lora", "none"), ("lora", "nf4"), ("loftq", "loftq")])
+def test_a_finished_run_answers_new_prompts(tmp_path, adapter, quantise):
     """train -> adapter -> predict, through configs alone; a batch answers what each prompt gets alone."""
     from core.compose import compose
     from core.ship import merge
@@ -63,12 +63,12 @@ def test_a_finished_run_answers_new_prompts(tmp_path, quantise):
     data = lines(tmp_path / "rows.jsonl", ROWS)
     overrides = [
         "backbone=hf", f"backbone.source={base}", "backbone.pretrained=false", "data=jsonl", f"data.path={data}",
-        "data.split=given", "adapter=lora", "adapter.rank=2", "task.max_new_tokens=6", "trainer.max_steps=3",
+        "data.split=given", f"adapter={adapter}", "adapter.rank=2", "task.max_new_tokens=6", "trainer.max_steps=3",
         "run.audit=warn", f"quantise={quantise}",
     ]  # fmt: skip
     record = run(compose("text", overrides), tmp_path / "run")
     assert record.status == "done" and record.primary.name == "rouge_l" and record.certificate.reload_equal
-    assert record.options.get("quantise", "null") == quantise  # a report keeps the two apart
+    assert record.options.get("quantise", "none") == quantise  # a report keeps the two apart
     prompts = lines(
         tmp_path / "new.jsonl", [{"id": "x", "prompt": "a b =>"}, {"id": "y", "prompt": "the cat sat on =>"}]
     )

@@ -5,7 +5,7 @@ import torch
 from omegaconf import OmegaConf
 
 from core import catalog
-from core.adapters import attach, detach, merge, summary, trainable, use
+from core.adapters import attach, detach, merge, quantise, summary, trainable, use
 from core.adapters import head as head_of
 from core.adapters.probe import pseudo_loss
 from core.adapters.sites import resolve
@@ -103,6 +103,7 @@ REFUSED = {
     **dict.fromkeys(["attention_only", "bone", "boft", "oft", "ladder"], IMAGES),
     **dict.fromkeys(["parallel", "adaptformer", "lily", "gated_lora"], STRIDED),
     "conv_adapter": {"vit"},
+    "loftq": IMAGES,
 }
 
 
@@ -130,6 +131,8 @@ def test_presets_attach_or_say_why_not(name):
         assert options.keys() <= {p.name for p in method_options(method.definition)} | {"targets"}
         backbone = ALL[name][0]()
         try:
+            if getattr(catalog.load(method.name), "needs_codes", ""):
+                quantise(backbone, rank=options["rank"])
             attach(backbone, method.name, **options)
         except (ConfigError, UnsupportedError) as refused:
             assert refused.problems[0].got and (refused.problems[0].fix or refused.problems[0].allowed), file.stem
