@@ -96,6 +96,9 @@ class WeightMethod(Method):
     # Optional, beside `factors` or alone: (W) -> (out,), and weight(W) == diag(gain(W)) (W + scale * B @ A).
     gain: ClassVar[Callable | None] = None
 
+    # Optional: () -> (places (n), values (n)): weight(W) is W with values added at row * in + column, ascending.
+    sparse: ClassVar[Callable | None] = None
+
     # Optional beside `into`: () -> (out,), and weight(W) x == diag(rescale()) W into(x).
     rescale: ClassVar[Callable | None] = None
 

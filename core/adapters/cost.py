@@ -92,9 +92,17 @@ def _attention_backward(grad, query, key, value, *args, out_shape=None, **kwargs
     return sdpa_backward_flop_count(grad, query, key, value)
 
 
+def _sampled(places, a, b, *args, out_val=None, **kwargs) -> int:
+    return 2 * places.values().numel() * a.shape[1]
+
+
+_sampled._get_raw = True  # the tensors and not their shapes, which do not tell the places
+
+
 def flop_counter() -> FlopCounterMode:
-    """torch's counter, taught what it leaves out: products added in place, and attention's CPU kernel."""
+    """torch's counter, taught what it leaves out: products added in place or sampled, and attention's CPU kernel."""
     formulas = {
+        "sparse_sampled_addmm": _sampled,
         "addmm_": _product,
         "baddbmm_": _product,
         "_scaled_dot_product_flash_attention_for_cpu": _attention,

@@ -12,8 +12,9 @@ from core.adapters.call import Frozen, LowRank, compute_dtype, spread, without_a
 from core.adapters.conv_call import LowRankConvolution, thin_pays
 from core.adapters.conv_op import ConvOp
 from core.adapters.op import Op, precise
-from core.adapters.orders import factors_of, pieces, turns
+from core.adapters.orders import factors_of, pieces, places, turns
 from core.adapters.rotation import Turned
+from core.adapters.sparse import Sparse
 
 
 def turned(x: Tensor, W: Tensor, b: Tensor | None, again, ops: list[Op], methods, exact: bool, dtype) -> Tensor | None:
@@ -22,6 +23,19 @@ def turned(x: Tensor, W: Tensor, b: Tensor | None, again, ops: list[Op], methods
     with without_autocast(x):
         found = turns(ops, methods, x, len(full), exact)
         return None if found is None else Turned.apply(x, full, b, made, tuple(op.rows for op in ops), dtype, *found)
+
+
+def sparse(x: Tensor, W: Tensor, b: Tensor | None, again, ops: list[Op], methods, exact: bool, dtype) -> Tensor | None:
+    """The host with sparse changes; None where another order serves. torch samples products in fp32 and fp64 alone, and
+    was measured on CPU alone."""
+    if dtype not in (torch.float32, torch.float64) or x.device.type != "cpu":
+        return None
+    found = places(ops, methods, tuple(ops[0].full(W).shape), exact)
+    if found is None:
+        return None
+    make = (lambda: precise(ops[0].full(W))) if again is None else (lambda: precise(ops[0].full(again())))
+    where, values = zip(*found, strict=True)
+    return Sparse.apply(x, b, make, ops, where, dtype, *values)
 
 
 def factors_in_full(methods, x: Tensor) -> list:

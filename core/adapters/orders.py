@@ -10,6 +10,7 @@ N rows of input, a matrix (o, i), changes of rank r:
     factored   low rank, fewer rows; or dropout               W x, then s B (A x) added in place
     scaled     a factor per output (`gain`), alone or after   each output times its gain
                one of the two above
+    sparse     numbers added at 5 % of W's places or fewer    W' once, gradients at these places, W' again in backward
     thin       low rank on a convolution                      the same two orders (conv_call.py has its own rule)
     output     the method prefers it, or needs it (dropout);  the method's own output form
                lookups: W' would be as large as the table
@@ -18,8 +19,8 @@ N rows of input, a matrix (o, i), changes of rank r:
                (not where the method's order is "low rank":
                its frozen A keeps less than x)
 
-`turned`, `input`, `scaled` and `output` hold where every change has its full weight and rows of its own; sums of
-changes on the same rows are merged, factored or weight. What each order keeps: docs/design.md.
+`turned`, `input`, `scaled`, `sparse` and `output` hold where every change has its full weight and rows of its own;
+sums of changes on the same rows are merged, factored or weight. What each order keeps: docs/design.md.
 """
 
 from __future__ import annotations
@@ -32,6 +33,8 @@ import torch
 from torch import Tensor
 
 from core.adapters.op import Op, Rows
+
+SPARSE = 1 / 20  # share of W's numbers up to which gradients at single places are cheaper than the dense one
 
 
 def order_of(tokens: int, out: int, columns: int) -> str:
@@ -106,6 +109,14 @@ def inputs(ops: list[Op], methods: list, x: Tensor, exact: bool) -> list[Tensor]
     return found
 
 
+def places(ops: list[Op], methods: list, shape: tuple[int, int], exact: bool) -> list[tuple[Tensor, Tensor]] | None:
+    """(places, values) of every change, where all are sparse; else None. shape   (out, in) of the whole host"""
+    if not exact or not ops[0].linear or any(m.sparse is None for m in methods) or torch.compiler.is_compiling():
+        return None
+    found = [method.sparse() for method in methods]
+    return found if sum(len(p) for p, _ in found) <= SPARSE * shape[0] * shape[1] else None
+
+
 def form(ops: list[Op], methods: list, factors: list, shape: tuple[int, int], exact: bool) -> str:
     """low rank | output | weight: the rule above, from `input` on.
 
@@ -139,6 +150,8 @@ def describe(op: Op, method, path: str, shape: tuple[int, int]) -> str:
     if inputs([op], [method], like.new_empty(1, shape[1]), True) is not None:
         found = "input" if method.turn() is None else f"turned > {shape[0]:,} rows"
         return found if method.rescale is None else f"{found}, scaled"
+    if places([op], [method], shape, True) is not None:
+        return "sparse or weight"
     factors = factors_of([method])
     found = form([op], [method], factors, shape, True)
     if found == "low rank":

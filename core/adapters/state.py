@@ -209,6 +209,8 @@ class Slot(nn.Module):
         if y is None and (moved := inputs(ops, methods, x, exact)) is not None:
             y = inner(moved[0]) if ops[0].rows is None else evaluation.piecewise(x, W, b, ops, moved)
             return rescaled(y, b, ops, methods)
+        if y is None and (added := evaluation.sparse(x, W, b, again, ops, methods, exact, dtype)) is not None:
+            return added
         if y is None and (thin := evaluation.convolved(x, W, b, acting, methods)) is not None:
             return thin
         given = y is not None and all(m.output is not None for m in methods)

@@ -39,7 +39,9 @@ def test_a_method_says_what_it_is(capsys):
     row = next(line.split() for line in out.splitlines() if line.startswith("rank "))
     assert row == ["rank", "32", "8", "int"]
     _, out, _ = atlas(capsys, "methods", "hira")
-    assert "works on linear, rows, 4-bit, conv," in out and "not on embedding: B A would be as large as the table" in out
+    assert (
+        "works on linear, rows, 4-bit, conv," in out and "not on embedding: B A would be as large as the table" in out
+    )
 
 
 def test_a_preset_of_every_kind_is_described(capsys):

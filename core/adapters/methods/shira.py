@@ -43,6 +43,9 @@ class SHiRA(RankedMethod, Seeded):
     def weight(self, W):
         return W.flatten().index_add(0, self.places, self.v).view(W.shape)
 
+    def sparse(self):
+        return self.places, self.v
+
 
 def scattered(numel: int, count: int, seed: int):
     """`count` of `numel` places."""
@@ -71,7 +74,8 @@ def _read(config, tensors, shapes):
     fill = {}
     for path, own in tensors.items():
         rows, columns = own["shira_indices"].long()
-        fill[path] = {"v": own["shira_weight"], "places": rows * shapes[path][1] + columns}
+        places, order = (rows * shapes[path][1] + columns).sort()
+        fill[path] = {"v": own["shira_weight"][order], "places": places}
     return {"rank": config["r"], "mask": "magnitude"}, fill
 
 

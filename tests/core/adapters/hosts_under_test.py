@@ -268,6 +268,11 @@ def variants() -> list[Variant]:
     return found
 
 
+def on_full_weights() -> list[Variant]:
+    """Those that do not want a 4-bit base."""
+    return [variant for variant in variants() if not variant.cls.needs_codes]
+
+
 def by_form(found: list[Variant]) -> list[Variant]:
     """One variant of each evaluation form: what the binder sees of a method is no more than its shortcuts."""
     first: dict[tuple, Variant] = {}

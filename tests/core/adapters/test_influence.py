@@ -8,7 +8,7 @@ from torch import nn
 
 from core.adapters import attach, summary
 from core.errors import UnsupportedError
-from tests.core.adapters.hosts_under_test import One, ScaledStdConv2d, variants
+from tests.core.adapters.hosts_under_test import One, ScaledStdConv2d, on_full_weights, variants
 
 
 class Own(nn.Linear):
@@ -24,7 +24,7 @@ def attached(layer, x, variant):
     return attach(model, variant.name, **where, **dict(variant.options))
 
 
-@pytest.mark.parametrize("variant", variants(), ids=str)
+@pytest.mark.parametrize("variant", on_full_weights(), ids=str)
 def test_a_wide_layer_with_a_forward_of_its_own_is_adapted(variant):
     """By every method: what counts is how much the output moves for the size of the change."""
     torch.manual_seed(0)

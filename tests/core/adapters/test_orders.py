@@ -16,6 +16,8 @@ from core.adapters.methods.lora import LoRA
 from core.adapters.methods.miss import MiSS
 from core.adapters.methods.oft import OFT
 from core.adapters.methods.randlora import RandLoRA
+from core.adapters.methods.shira import SHiRA
+from core.adapters.sparse import BLOCK, sampled
 from tests.core.adapters.hosts_under_test import One, relative
 
 N, D, O, R = 40, 24, 32, 2
@@ -78,6 +80,21 @@ class Square(WeightMethod):
         return W * (1 + 0.1 * self.v.square())
 
 
+class Points(WeightMethod):
+    """Numbers added at a few places."""
+
+    def __init__(self, W):
+        super().__init__()
+        self.register_buffer("places", torch.randperm(W.numel())[:6].sort().values)
+        self.v = nn.Parameter(torch.zeros(6).to(W))
+
+    def weight(self, W):
+        return W.flatten().index_add(0, self.places, self.v).view(W.shape)
+
+    def sparse(self):
+        return self.places, self.v
+
+
 def adapted(method, layer=None, rows="layer", dtype=torch.float32, x=None, **options):
     """(model with one adapter, a batch); `rows` may name several ranges of one fused host."""
     torch.manual_seed(0)
@@ -104,6 +121,7 @@ SINGLE = {
     "turned, scaled": (BOFT, {"block": 4, "factors": 2}, "layer", f"turned > {O} rows, scaled", "Addcmul"),
     "folded": (MiSS, {"rank": 5}, "layer", "merged > 27 rows", "LowRank"),
     "weight": (Square, {}, "layer", "weight", "InWeightSpace"),
+    "sparse": (Points, {}, "layer", "sparse or weight", "Sparse"),
     "high rank": (LoRA, {"rank": 16}, "layer", "weight", "InWeightSpace"),
     "fused merged": (LoRA, {"rank": R}, FUSED, "merged > 27 rows", "LowRank"),
     "fused scaled": (IA3, {"side": "out"}, FUSED, "scaled", "Addcmul"),
@@ -111,6 +129,8 @@ SINGLE = {
     "fused input": (Mirror, {}, FUSED, "input", "Cat"),
     "fused folded": (MiSS, {"rank": 2}, FUSED, "merged > 27 rows", "LowRank"),
     "fused turned": (OFT, {"block": 4}, FUSED, f"turned > {O} rows", "Turned"),
+    "fused sparse": (Points, {}, FUSED, "sparse or weight", "Sparse"),
+    "interleaved sparse": (Points, {}, ["layer[0:4*2]", "layer[4:8*2]"], "sparse or weight", "Sparse"),
     "fused weight": (Square, {}, FUSED, "weight", "InWeightSpace"),
 }  # fmt: skip
 
@@ -133,6 +153,24 @@ def test_each_order_is_the_definition_in_double(case, tokens):
     assert relative(model(x), torch.nn.functional.linear(x, W, model.layer.bias)) <= 1e-12
     leaves = [p for p in slot.parameters() if p.requires_grad]
     assert torch.autograd.gradcheck(lambda x, *_: model(x), (x, *leaves), fast_mode=True)
+
+
+@pytest.mark.parametrize("tokens", [1, BLOCK, 2 * BLOCK + 76])
+def test_sampled_entries_are_those_of_the_dense_gradient(tokens):
+    g, x = torch.randn(tokens, O, dtype=torch.float64), torch.randn(tokens, D, dtype=torch.float64)
+    for places in (torch.tensor([0, 1, D, 5 * D + 3, O * D - 1]), torch.arange(O * D)):
+        assert relative(sampled(g, x, places), (g.T @ x).flatten()[places]) <= 1e-14
+
+
+def test_a_sparse_change_takes_the_products_of_its_places_and_keeps_x():
+    model, x = adapted(Points)
+    x.requires_grad_()
+    assert saved_bytes(lambda: model(x), model) == 4 * N * D
+    forward, backward = flops(lambda: model(x))
+    assert (forward, backward) == (2 * N * D * O, 2 * N * D * O + 2 * N * 6)
+    many, _ = adapted(SHiRA, rank=1)  # 56 of 768 places: 7 %
+    few, _ = adapted(SHiRA, nn.Linear(96, 96), rank=1, x=torch.randn(N, 96))
+    assert [summary(model).rows[0].order for model in (many, few)] == ["weight", "sparse or weight"]
 
 
 def test_parts_of_one_host_keep_what_they_share_once():
