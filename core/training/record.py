@@ -56,6 +56,8 @@ def describe(record: Record, cfg, model, name: str, module: PeftModule, parts, l
         record.options["budget"] = cfg.adapter.budget
     if cfg.get("quantise"):  # one method on two bases is two settings
         record.options["quantise"] = (cfg.get("choices") or {}).get("quantise")
+        own = [key for key in cfg.quantise if not key.startswith("_") and key not in cfg.adapter]
+        record.options |= {f"quantise.{key}": cfg.quantise[key] for key in own}
     record.paths = {kind: sum(row.path == kind for row in table.rows) for kind in sorted({r.path for r in table.rows})}
     record.trainable = info.parameters - module.optim.rule.spared(module.tensors)
     record.head_trainable = info.head_parameters

@@ -376,3 +376,11 @@ def test_training_lowers_the_loss(name, options):
 )
 def test_counts(ours, expected):
     assert ours() == expected
+
+
+def test_shira_reads_places_in_any_order():
+    """A folder of peft's: ours are ascending, which the sparse order relies on."""
+    places, v = torch.tensor([40, 3, 17]), torch.tensor([1.0, 2.0, 3.0])
+    theirs = {"shira_weight": v, "shira_indices": torch.stack([places // 7, places % 7]).int()}
+    _, fill = SHiRA.peft.found({"r": 1}, {"layer": theirs}, {"layer": (9, 7)})
+    assert fill["layer"]["places"].tolist() == [3, 17, 40] and fill["layer"]["v"].tolist() == [2.0, 3.0, 1.0]

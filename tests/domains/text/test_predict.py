@@ -68,7 +68,8 @@ def test_a_finished_run_answers_new_prompts(tmp_path, adapter, quantise):
     ]  # fmt: skip
     record = run(compose("text", overrides), tmp_path / "run")
     assert record.status == "done" and record.primary.name == "rouge_l" and record.certificate.reload_equal
-    assert record.options.get("quantise", "none") == quantise  # a report keeps the two apart
+    assert record.options.get("quantise", "none") == quantise  # a report keeps them apart
+    assert record.options.get("quantise.steps") == {"loftq": 5}.get(quantise)
     prompts = lines(
         tmp_path / "new.jsonl", [{"id": "x", "prompt": "a b =>"}, {"id": "y", "prompt": "the cat sat on =>"}]
     )
