@@ -8,7 +8,7 @@ import torch
 import yaml
 
 from core import weights
-from core.adapters import attach, detach, merge, set_active, summary, trainable, unmerge
+from core.adapters import attach, detach, merge, quantise, set_active, summary, trainable, unmerge
 from core.adapters.sites import resolve
 from core.config import OPEN
 from core.errors import ConfigError, DataError, EnvironmentError_, PeftError, UnsupportedError
@@ -82,13 +82,17 @@ def test_every_preset_attaches_or_says_why_not(folders, name):
                 part["tokens"] = min(part["tokens"], 10)
         (method, options), model = asked(options), build(folders, name)
         try:
+            if getattr(method, "needs_codes", ""):
+                quantise(model, rank=options["rank"])
             attach(model, method, **options)
         except PeftError as error:
             assert isinstance(error, (ConfigError, UnsupportedError)) and error.code == 2
             refused[file.stem] = str(error)
     why = {"vpt_deep": "before every block", "conv_adapter": "use houlsby or parallel for tokens"}
     why |= {} if name in ("gpt2", "gpt_neox", "opt") else {"bitfit": "no bias"}  # none at all
-    why |= {} if name == "gpt2" else {"oft": "48 does not divide into blocks of 32"}
+    why |= (
+        {"loftq": "a network with Linear layers"} if name == "gpt2" else {"oft": "48 does not divide into blocks of 32"}
+    )
     why |= {"ladder": "blocks of one shape"} if name == "t5_gated" else {}
     assert refused.keys() == why.keys(), refused
     assert all(why[preset] in text for preset, text in refused.items())
