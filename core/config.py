@@ -151,8 +151,8 @@ def _constructor(where: str, node: Mapping[str, Any], definition: Definition) ->
     given = {key: value for key, value in node.items() if key not in _HYDRA_KEYS}
     if definition.open or "_args_" in node:
         return []
-    rest = bool(node.get("_partial_"))  # what has no default is given later, by the caller
-    found = _keys(where, given, [p for p in definition.parameters if not (rest and p.required)])
+    rest = bool(node.get("_partial_"))  # what is positional is given later, by the caller
+    found = _keys(where, given, [p for p in definition.parameters if p.keyword_only or not rest])
     if not rest:
         missing = [p for p in definition.parameters if p.required and p.name not in given]
         found += [Problem(f"{where}.{p.name}", "missing", _words(p.annotation)) for p in missing]

@@ -6,6 +6,7 @@ import hashlib
 import importlib
 import inspect
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,6 +23,7 @@ from core.errors import ConfigError, DataError, Problem
 from core.parts import expand
 from core.training.files import SafeIO
 from core.training.optim import Optim
+from core.training.progress import told
 
 
 class Parts(NamedTuple):
@@ -41,7 +43,7 @@ def make(cfg: DictConfig, part: str, seed: int) -> Any:
 def quantised(cfg: DictConfig, backbone: Backbone) -> Backbone:
     """The backbone with the weights that `cfg.quantise` asks for."""
     if cfg.get("quantise"):
-        _instantiated(cfg.quantise)(backbone)
+        _instantiated(cfg.quantise)(backbone, partial(told, what="4-bit weights, layer"))
     return backbone
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from lightning.pytorch.callbacks import Callback
@@ -96,6 +98,19 @@ class Progress(Callback):
         if step > self.first:
             parts.append(f"left {clock(spent / (step - self.first) * (self.total - step))}")
         self.screen.step("  ".join(parts), mark)
+
+
+def told(items: Sequence, what: str) -> Iterator:
+    """The items one by one; where that takes more than two seconds, the step line says how far it is."""
+    screen, begin, shown = Screen(quiet=bool(int(os.environ.get("LOCAL_RANK", 0)))), time.monotonic(), 0
+    for i, item in enumerate(items):
+        spent, tenth = time.monotonic() - begin, 10 * i // len(items)
+        if spent > 2:
+            left = clock(spent / i * (len(items) - i))
+            screen.step(f"{100 * i // len(items):3d} %  {what} {i}/{len(items)}  left {left}", tenth > shown)
+            shown = tenth
+        yield item
+    screen.clear()
 
 
 def clock(seconds: float) -> str:

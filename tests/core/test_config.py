@@ -119,6 +119,9 @@ error[config]: 7 problems
      allowed  auto, never, weights"""
 
 
+QUANTISE = {"_target_": "core.adapters.quantised.quantise", "_partial_": True}
+
+
 @pytest.mark.parametrize(
     ("changes", "where", "fix"),
     [
@@ -138,6 +141,9 @@ error[config]: 7 problems
         ({"data.net": {"_target_": "toy_package.parts.Net", "pth": 1, "path": "x"}}, "data.net.pth", "path"),
         ({"task": KeyError}, "task", ""),
         ({"sweep": {"methods": ["lora", "lorra"]}}, "sweep.methods[1]", "lora"),
+        ({"quantise": {**QUANTISE, "step": 3}}, "quantise.step", "steps"),
+        ({"quantise": {**QUANTISE, "each": 3}}, "quantise.each", ""),  # given by the run
+        ({"quantise": "nf4"}, "quantise", ""),
     ],
 )
 def test_one_problem_has_its_place_and_near_miss(cfg, changes, where, fix):

@@ -15,7 +15,7 @@ from core.adapters.cost import saved_bytes
 from core.contracts import Output
 from core.data.loading import Loader, Loaders
 from core.errors import TrainingError
-from core.training import assemble
+from core.training import assemble, progress
 from core.training.files import SafeIO
 from core.training.module import PeftModule, base_tensors
 from core.training.optim import Optim
@@ -158,3 +158,12 @@ def toy_items():
     data = toy.ToyData()
     data.setup()
     return data.items("train")[:3]
+
+
+@pytest.mark.parametrize(("seconds", "lines"), [(0.01, []), (1.0, ["30 %  layer 6/20  left 0:16", "40 %  layer 8/20"])])
+def test_what_takes_long_says_how_far_it_is(monkeypatch, capsys, seconds, lines):
+    now = iter(range(1000))
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(now) * seconds)
+    assert list(progress.told(range(20), "layer")) == list(range(20))
+    said = capsys.readouterr().out
+    assert all(line in said for line in lines) and (lines or not said)
