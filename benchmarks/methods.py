@@ -56,7 +56,8 @@ def shared() -> list[tuple[str, str, dict]]:
     found = []
     for name in methods.names():
         cls = methods.find(name)
-        if cls.face == "weight" and vars(cls).get("peft") is not None:
+        # A 4-bit base of theirs wants CUDA: what needs one has no peer here.
+        if cls.face == "weight" and vars(cls).get("peft") is not None and not cls.needs_codes:
             found.append((name, name, OPTIONS.get(name, {})))
     found += [(row, name, {**OPTIONS[name], **more}) for row, name, more in FURTHER]
     return found + [(row, row.partition(" ")[0], options) for row, (options, _, _) in TOKENS.items()]

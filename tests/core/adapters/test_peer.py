@@ -6,6 +6,8 @@ import pytest
 import torch
 from torch import nn
 
+from benchmarks.methods import shared
+from core.adapters import attach, methods
 from core.adapters.hosts import op_for
 from core.adapters.methods.dora import DoRA
 from core.adapters.methods.ia3 import IA3
@@ -92,3 +94,9 @@ def test_ia3_equals_hf(side, bias):
         expected = expected - m.l.detach() * host.bias + host.bias
     assert relative(through_weight(m, op_for(host, "weight"), host, x), expected) <= 1e-6
     assert relative(through_output(m, op_for(host, "weight"), host, x), expected) <= 1e-6
+
+
+@pytest.mark.parametrize("row", [row for row in shared() if methods.find(row[1]).face == "weight"], ids=lambda r: r[0])
+def test_the_bench_can_attach_what_it_lists(row):
+    (_, method, options), example = row, ((torch.randn(2, 64),), {})
+    attach(Net(nn.Linear(64, 64)), method, targets=["r"], roles={"r": "fc"}, example=example, **options)
