@@ -25,17 +25,17 @@ def turned(x: Tensor, W: Tensor, b: Tensor | None, again, ops: list[Op], methods
         return None if found is None else Turned.apply(x, full, b, made, tuple(op.rows for op in ops), dtype, *found)
 
 
-def sparse(x: Tensor, W: Tensor, b: Tensor | None, again, ops: list[Op], methods, exact: bool, dtype) -> Tensor | None:
-    """The host with sparse changes; None where another order serves. torch samples products in fp32 and fp64 alone, and
-    was measured on CPU alone."""
+def sparse(x: Tensor, b: Tensor | None, change, shape, ops: list[Op], methods, exact: bool, dtype) -> Tensor | None:
+    """The host with sparse changes; None where another order serves. change   () -> W' of `shape` (out, in)
+
+    torch samples products in fp32 and fp64 alone; measured on CPU alone."""
     if dtype not in (torch.float32, torch.float64) or x.device.type != "cpu":
         return None
-    found = places(ops, methods, tuple(ops[0].full(W).shape), exact)
+    found = places(ops, methods, shape, exact)
     if found is None:
         return None
-    make = (lambda: precise(ops[0].full(W))) if again is None else (lambda: precise(ops[0].full(again())))
     where, values = zip(*found, strict=True)
-    return Sparse.apply(x, b, make, ops, where, dtype, *values)
+    return Sparse.apply(x, b, change, ops, where, dtype, *values)
 
 
 def factors_in_full(methods, x: Tensor) -> list:

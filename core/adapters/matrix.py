@@ -37,11 +37,6 @@ class Standardised(nn.Conv2d):
         return self._conv_forward(x, rows.view_as(self.weight), self.bias)
 
 
-def _coded(layer: nn.Linear) -> nn.Linear:
-    code(layer)
-    return layer
-
-
 class Whole(nn.Module):
     """A network of one layer; of an output with parts the first counts."""
 
@@ -70,7 +65,7 @@ class Kind:
 WEIGHT = [
     Kind("linear", "Linear; GPT-2's Conv1D", lambda: nn.Linear(768, 768)),
     Kind("rows", "rows of a fused projection, interleaved too", lambda: nn.Linear(768, 2304), rows=Rows(0, 768)),
-    Kind("4-bit", "Linear of 4-bit weights, rows too", lambda: _coded(nn.Linear(768, 768))),
+    Kind("4-bit", "Linear of 4-bit weights, rows too", lambda: code(nn.Linear(768, 768))),
     Kind("conv", "Conv1d, 2d, 3d: strided, dilated, any padding", lambda: nn.Conv2d(64, 128, 3)),
     Kind("1x1", "convolution with a kernel of 1", lambda: nn.Conv2d(64, 128, 1)),
     Kind("grouped", "grouped convolution", lambda: nn.Conv2d(64, 128, 3, groups=4)),

@@ -120,13 +120,14 @@ class QuantisedLinear(nn.Linear):
         return Frozen.apply(x, self.bias, functools.partial(getattr, self, "weight"))
 
 
-def code(host: nn.Linear, parts: dict[Rows | None, Op] | None = None, rank: int = 0, steps: int = 1) -> None:
-    """One layer, in place."""
+def code(host: nn.Linear, parts: dict[Rows | None, Op] | None = None, rank: int = 0, steps: int = 1) -> nn.Linear:
+    """The same layer, with 4-bit weights."""
     W = host._parameters.pop("weight")
     codes, scales, starts = fitted(W, parts, rank, steps) if parts else (*encode(W), {})
     host.__class__, host.weight_dtype, host.starts = QuantisedLinear, W.dtype, starts
     host.register_buffer("codes", codes)
     host.register_buffer("scales", scales)
+    return host
 
 
 @torch.no_grad()

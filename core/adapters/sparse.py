@@ -19,40 +19,27 @@ BLOCK = 256  # rows of input
 
 
 class Sparse(torch.autograd.Function):
-    """y = x W'^T + b, W' (out, in) = M with values_j (n) added at places_j (n) of the rows of ops_j. Saves x.
+    """y = x W'^T + b, W' (out, in) being W with values_j (n) added at places_j (n) of the rows of ops_j. Saves x.
 
-    make     () -> M in the adapters' precision; called again in backward
+    change   () -> W', called again in backward
     places   row * in + column in the matrix of an op, ascending"""
 
     @staticmethod
-    def forward(ctx, x, b, make, ops, places, dtype, *values):
-        ctx.make, ctx.ops, ctx.places, ctx.dtype, ctx.has_bias = make, ops, places, dtype, b is not None
+    def forward(ctx, x, b, change, ops, places, dtype, *values):
+        ctx.change, ctx.ops, ctx.places, ctx.dtype, ctx.has_bias = change, ops, places, dtype, b is not None
         ctx.save_for_backward(x, *values)
-        return product(x.to(dtype), _changed(make(), ops, places, values).to(dtype), b)
+        return product(x.to(dtype), change().to(dtype), b)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, g):
-        x, *values = ctx.saved_tensors
+        x, *values = ctx.saved_tensors  # values too: torch then tells a change of them since forward
         need, dtype = ctx.needs_input_grad, ctx.dtype
-        dx = None
-        if need[0]:
-            dx = (g @ _changed(ctx.make(), ctx.ops, ctx.places, values).to(dtype)).to(x.dtype)
+        dx = (g @ ctx.change().to(dtype)).to(x.dtype) if need[0] else None
         g2, x2 = g.reshape(-1, g.shape[-1]), x.reshape(-1, x.shape[-1]).to(dtype)
         parts = zip(ctx.ops, ctx.places, values, need[6:], strict=True)
         grads = [sampled(op.take(g2), x2, p).to(v.dtype) if wanted else None for op, p, v, wanted in parts]
         return dx, g2.sum(0) if ctx.has_bias and need[1] else None, None, None, None, None, *grads
-
-
-def _changed(M: Tensor, ops, places, values) -> Tensor:
-    total = M.clone(memory_format=torch.contiguous_format)
-    flat = total.view(-1)
-    for op, p, v in zip(ops, places, values, strict=True):
-        if op.rows is not None:
-            columns = M.shape[1]
-            p = op.rows.index(p.device)[p // columns] * columns + p % columns
-        flat.index_add_(0, p, v)
-    return total
 
 
 def sampled(g: Tensor, x: Tensor, places: Tensor) -> Tensor:

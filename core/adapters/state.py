@@ -209,14 +209,19 @@ class Slot(nn.Module):
         if y is None and (moved := inputs(ops, methods, x, exact)) is not None:
             y = inner(moved[0]) if ops[0].rows is None else evaluation.piecewise(x, W, b, ops, moved)
             return rescaled(y, b, ops, methods)
-        if y is None and (added := evaluation.sparse(x, W, b, again, ops, methods, exact, dtype)) is not None:
+        shape = tuple(ops[0].full(W).shape)
+
+        def made():
+            return self.matrix(held if again is None else again(), acting)
+
+        if y is None and (added := evaluation.sparse(x, b, made, shape, ops, methods, exact, dtype)) is not None:
             return added
         if y is None and (thin := evaluation.convolved(x, W, b, acting, methods)) is not None:
             return thin
         given = y is not None and all(m.output is not None for m in methods)
         compiling = torch.compiler.is_compiling()  # our own functions would break the graph
         factors = evaluation.factors_in_full(methods, x) if ops[0].linear and not compiling else [None] * len(methods)
-        order = form(ops, methods, factors, tuple(ops[0].full(W).shape), exact)
+        order = form(ops, methods, factors, shape, exact)
         if compiling and order == "low rank":
             order = "output" if any(m.needs_output() for m in methods) else "weight"
         if given or order == "output":
@@ -234,14 +239,7 @@ class Slot(nn.Module):
             if order == "low rank":
                 return evaluation.low_rank(x, W, b, again, ops, methods, factors, [w for _, w in acting], dtype)
             parameters = [p for m in methods for p in m.parameters()]
-            return InWeightSpace.apply(
-                x,
-                b,
-                lambda: self.matrix(held if again is None else again(), acting),
-                evaluation.whole(ops[0]),
-                dtype,
-                *parameters,
-            )
+            return InWeightSpace.apply(x, b, made, evaluation.whole(ops[0]), dtype, *parameters)
 
     def mixed(self, host: nn.Module, inner, x: Tensor, y: Tensor | None = None) -> Tensor:
         y = inner(x) if y is None else y

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from lightning.pytorch.callbacks import Callback
+
+from core.main import follower
 
 WIDTH = 100
 
@@ -102,7 +103,7 @@ class Progress(Callback):
 
 def told(items: Sequence, what: str) -> Iterator:
     """The items one by one; where that takes more than two seconds, the step line says how far it is."""
-    screen, begin, shown = Screen(quiet=bool(int(os.environ.get("LOCAL_RANK", 0)))), time.monotonic(), 0
+    screen, begin, shown = Screen(quiet=follower()), time.monotonic(), 0
     for i, item in enumerate(items):
         spent, tenth = time.monotonic() - begin, 10 * i // len(items)
         if spent > 2:

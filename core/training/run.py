@@ -8,7 +8,6 @@ from __future__ import annotations
 import errno
 import json
 import logging
-import os
 import sys
 import time
 import warnings
@@ -27,6 +26,7 @@ from core.contracts import Metric, Task
 from core.data import loading
 from core.data.loading import AsTrained
 from core.errors import ConfigError, PeftError, Problem, TrainingError
+from core.main import follower
 from core.training import assemble, evaluate, files, present
 from core.training.checkpoint import BEST, Best, Door, Interrupted, find, seed_all
 from core.training.cost import Cost
@@ -49,7 +49,7 @@ def run(cfg: DictConfig, directory: str | Path) -> Record:
     failed or interrupted) and raised again; what an earlier run left stays whole.
     """
     directory = Path(directory).resolve()
-    leader = os.environ.get("LOCAL_RANK", "0") == "0"
+    leader = not follower()
     screen = Screen(directory / "run.log", quiet=not leader)
     begun = time.monotonic()
     record = begin(cfg, directory)

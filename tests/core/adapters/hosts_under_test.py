@@ -88,8 +88,7 @@ def four_bits(rows: Rows | None = None) -> Callable[[nn.Module], nn.Module]:
 
     def coded(layer):
         with torch.no_grad():
-            code(layer, {rows: op_for(layer, "weight", rows)}, rank=2, steps=3)
-        return layer
+            return code(layer, {rows: op_for(layer, "weight", rows)}, rank=2, steps=3)
 
     return coded
 
